@@ -1,0 +1,46 @@
+# make reports CONFIG=quick DATA=/path/to/data SET="key=value other=value"
+CONFIG ?= demo
+CORES ?= all
+PY = .venv/bin/python
+# glibc returns large blocks to the system after every layer, and takes them again: keep them (a quarter faster on CPUs)
+export MALLOC_MMAP_THRESHOLD_ = 33554432
+export MALLOC_TRIM_THRESHOLD_ = 8589934592
+export MALLOC_TOP_PAD_ = 268435456
+# seaborn, fastai and captum warn of each other's deprecations; nothing here acts on them
+export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning,ignore::UserWarning
+.PHONY: help lab reports test lint clean unlock config lock
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+.venv/.done: requirements.lock pyproject.toml
+	@test -x $(PY) || python3 -m venv .venv || { echo "Python 3.11, 3.12 or 3.13 with venv is needed"; exit 1; }
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip -q
+	.venv/bin/python -m pip install -q uv
+	.venv/bin/python -m uv pip sync -q requirements.lock
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip -q
+	.venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|paper DATA=folder SET="key=value"
+	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
+
+lab: .venv/.done  ## open JupyterLab on the notebooks
+	.venv/bin/jupyter lab --notebook-dir=notebooks
+
+test: .venv/.done  ## everything that CI runs
+	$(PY) -m pytest
+
+lint: .venv/.done  ## ruff on code and notebooks
+	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
+	$(PY) -m uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
+
+unlock:  ## after a machine that died in the middle of `make reports`
+	.venv/bin/snakemake --unlock --cores 1 --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+
+clean:  ## remove what can be made again: caches and unpublished reports
+	rm -rf .cache .snakemake && find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name published -exec rm -rf {} +

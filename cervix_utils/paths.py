@@ -1,0 +1,32 @@
+"""Every path of the project, and the only path arithmetic in it."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "config"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def cache_dir() -> Path:
+    """Folder of everything that can be made again (demo pictures, tables of images): CERVIX_CACHE or .cache/."""
+    return Path(os.environ.get("CERVIX_CACHE", ROOT / ".cache"))
+
+
+def reports_dir(name: str) -> Path:
+    """Folder of one report, ``reports/<name>``; CERVIX_REPORTS moves ``reports`` elsewhere."""
+    return Path(os.environ.get("CERVIX_REPORTS", ROOT / "reports")) / name
+
+
+def resolve(path: str | Path) -> Path:
+    """Absolute path of ``path``: as it is, else seen from the working directory, else from the repository root.
+
+    Notebooks run in ``notebooks/`` under JupyterLab and nbval, and in the caller's folder under papermill.
+    """
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else (path if path.exists() else ROOT / path).resolve()
+
+
+def run_dir(runs: str | Path, task: str, pipeline: str, protocol: str, fold: int) -> Path:
+    """Folder of one trained network: ``<runs>/<task>/<pipeline>/<protocol>-<fold>``."""
+    return Path(runs) / task / pipeline / f"{protocol}-{fold}"

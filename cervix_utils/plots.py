@@ -1,0 +1,165 @@
+"""Arrays and tables + Axes -> Axes. One scale, one palette, words a clinician reads; numbers beside every figure."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+PARTS = {
+    "train": "#4477AA",
+    "valid": "#CCBB44",
+    "test": "#AA3377",
+}  # Tol's palette: safe for colour-blind readers
+PROTOCOLS = {"paper": "#BBBBBB", "grouped": "#4477AA", "train_only": "#228833"}
+DIVERGING = "RdBu_r"
+
+
+def style() -> None:
+    """Figures as SVG, sharp at any zoom, with text kept as text; one look for all notebooks."""
+    set_matplotlib_formats("svg")
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85)
+    plt.rcParams.update({"svg.fonttype": "none", "figure.constrained_layout.use": True, "axes.titlesize": "medium"})
+
+
+def readable(name: str) -> str:
+    """``light_dysplastic`` -> ``light dysplastic``, for axes."""
+    return name.replace("_", " ")
+
+
+def confusion(ax: Axes, matrix: np.ndarray, classes: Sequence[str], title: str = "") -> Axes:
+    """Confusion matrix (k, k) of counts; rows are the reference standard, shade is the share of the row."""
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    labels = [readable(name) for name in classes]
+    notes = [[f"{n:.0f}\n{s:.0%}" for n, s in zip(row, shares)] for row, shares in zip(matrix, share)]
+    sns.heatmap(share, annot=np.array(notes), fmt="", vmin=0, vmax=1, cmap="Blues", cbar=False, square=True, ax=ax,
+                xticklabels=labels, yticklabels=labels)  # fmt: skip
+    ax.tick_params(axis="x", rotation=35)
+    ax.tick_params(axis="y", rotation=0)
+    plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    ax.set(xlabel="predicted", ylabel="reference standard", title=title)
+    return ax
+
+
+def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> Axes:
+    """Training and validation loss per epoch; the dashed line marks the epoch whose weights are kept."""
+    for part in ("train", "valid"):
+        ax.plot(history["epoch"], history[f"{part}_loss"], "o-", label=part, color=PARTS[part], markersize=4)
+    ax.axvline(kept, color="0.5", linestyle="--", linewidth=1, label="kept")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="epoch", ylabel="loss", title=title)
+    ax.legend(frameon=False)
+    return ax
+
+
+def score_distribution(ax: Axes, predictions: pd.DataFrame, classes: Sequence[str], title: str = "") -> Axes:
+    """Predicted severity scores by class of the reference standard (paper H, Fig. 2 and 5): boxes and every image."""
+    order = list(classes)
+    shared = {"data": predictions, "x": "score", "y": "label", "order": order, "ax": ax}
+    sns.boxplot(**shared, color="#DDE6F0", fliersize=0, linewidth=1)
+    sns.stripplot(**shared, color="#4477AA", size=2.5, alpha=0.6, jitter=0.25)
+    ax.set_yticks(range(len(order)), [f"{readable(name)} ({grade})" for grade, name in enumerate(order, 1)])
+    ax.set(xlabel="predicted severity score", ylabel="", title=title, xlim=(0.5, len(order) + 0.5))
+    ax.set_xticks(range(1, len(order) + 1))
+    return ax
+
+
+def with_intervals(
+    ax: Axes, table: pd.DataFrame, labels: Sequence[str], colour: str, offset: float = 0, name: str = ""
+) -> Axes:
+    """Points with 95 % intervals, one row of ``table`` (value, low, high) a line; ``labels`` name the lines."""
+    places = np.arange(len(table)) + offset
+    spread = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
+    ax.errorbar(table["value"], places, xerr=spread, fmt="o", color=colour, markersize=5, capsize=2, label=name)
+    ax.set_yticks(range(len(table)), labels)
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    return ax
+
+
+def counts(
+    ax: Axes, table: pd.DataFrame, column: str, order: Sequence[str], published: dict[str, int] | None = None
+) -> Axes:
+    """Images per class, with the published count as an open diamond."""
+    found = table[column].value_counts().reindex(order, fill_value=0)
+    ax.barh(range(len(order)), found, color="#4477AA", label="found here")
+    if published:
+        ax.plot(
+            [published[name] for name in order],
+            range(len(order)),
+            "D",
+            mfc="none",
+            color="#AA3377",
+            label="published",
+        )
+        ax.legend(frameon=False)
+    ax.set_yticks(range(len(order)), [readable(name) for name in order])
+    ax.invert_yaxis()
+    ax.set(xlabel="images")
+    return ax
+
+
+def sizes(ax: Axes, table: pd.DataFrame, order: Sequence[str], title: str = "") -> Axes:
+    """Image area by class, on a log scale: what size alone tells."""
+    area = table.assign(area=table["width"] * table["height"])
+    sns.boxplot(area, x="area", y="label", order=list(order), ax=ax, color="#DDE6F0", linewidth=1, fliersize=2)
+    ax.set(xscale="log", xlabel="image area (pixels)", ylabel="", title=title)
+    ax.set_yticks(range(len(order)), [readable(name) for name in order])
+    return ax
+
+
+def pictures(axes: np.ndarray, images: np.ndarray, titles: Sequence[str]) -> np.ndarray:
+    """uint8 pictures (n, 3, s, s) on the first n of ``axes``; the others stay empty."""
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles):
+        ax.imshow(image.transpose(1, 2, 0))
+        ax.set_title(title, fontsize=8)
+    return axes
+
+
+def overlay(ax: Axes, image: np.ndarray, heat: np.ndarray, scale: float, title: str = "") -> Axes:
+    """A map (s, s) over a grey picture uint8 (3, s, s); ``scale``: the value at full colour, shared by all panels."""
+    ax.imshow(image.mean(axis=0), cmap="gray", vmin=0, vmax=255)
+    strength = np.clip(np.abs(heat) / scale, 0, 1)
+    ax.imshow(heat, cmap=DIVERGING, vmin=-scale, vmax=scale, alpha=0.75 * strength)
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def mask_outline(
+    ax: Axes, image: np.ndarray, mask: np.ndarray, nucleus: int, cell: Sequence[int], title: str = ""
+) -> Axes:
+    """The picture with the outlines of nucleus (solid) and cell (dashed)."""
+    ax.imshow(image.transpose(1, 2, 0))
+    ax.contour(mask == nucleus, levels=[0.5], colors="#FFFFFF", linewidths=1.2)
+    ax.contour(np.isin(mask, cell), levels=[0.5], colors="#FFFFFF", linewidths=0.8, linestyles="--")
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+    return ax
+
+
+def by_severity(
+    ax: Axes,
+    table: pd.DataFrame,
+    column: str,
+    classes: Sequence[str],
+    title: str = "",
+    line: float | None = None,
+) -> Axes:
+    """Distribution of one column by severity class; ``line``: the value of a map that knows nothing."""
+    sns.boxplot(table, x="label", y=column, order=list(classes), ax=ax, color="#DDE6F0", linewidth=1, fliersize=2)
+    if line is not None:
+        ax.axhline(line, color="#AA3377", linestyle="--", linewidth=1)
+    ax.set_xticks(
+        range(len(classes)),
+        [readable(name) for name in classes],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    ax.set(xlabel="", ylabel="", title=title)
+    return ax
