@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from cervix_utils import losses
-from cervix_utils.datasets import BACKGROUND, CYTOPLASM, NUCLEUS
+from cervix_utils.images import BACKGROUND, CYTOPLASM, NUCLEUS
 
 REGIONS = {"nucleus": [NUCLEUS], "cytoplasm": [CYTOPLASM], "background": [BACKGROUND], "unknown": [0, 1]}
 

@@ -61,7 +61,17 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[s
         known = sorted(file.stem for file in paths.CONFIG.glob("*.yaml") if file.stem != "schema")
         raise ConfigError(f"no configuration {path}: known are {', '.join(known)}") from None
     validate(values, str(path))
-    return validate({**values, **(overrides or {})}, f"{Path(path).name} with SET")
+    given = {key: _typed(value) for key, value in (overrides or {}).items()}
+    return validate({**values, **given}, f"{Path(path).name} with SET")
+
+
+def _typed(value: Any) -> Any:
+    """Lists of the command line, whose items Snakemake leaves as text: ``[0, 1]`` comes as ['0', '1']."""
+    return (
+        [yaml.safe_load(item) if isinstance(item, str) else item for item in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def injected(namespace: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Folders of images -> one table a task, and a second table of every file that is not used, with the reason."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -8,12 +9,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import imagehash
-import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cervix_utils import paths, synthetic
+from cervix_utils.images import inspect, mask_problem
 
 SEVERITY = {  # Herlev's folders (its own spelling) -> severity 1..5 (paper H section 3.1)
     "normal_superficiel": 1,
@@ -33,11 +32,6 @@ HERLEV_CLASSES = [
 ]
 COLPOSCOPY_CLASSES = ["Type_1", "Type_2", "Type_3"]
 CLASSES = {"herlev": HERLEV_CLASSES, "colposcopy": COLPOSCOPY_CLASSES}
-NUCLEUS, CYTOPLASM, BACKGROUND = (
-    2,
-    3,
-    4,
-)  # palette indices of Herlev's masks; 1 rim and 0 seams count as unknown
 PUBLISHED_COUNTS = {  # Jantzen et al. 2005; the competition's data page
     "herlev": dict(zip(SEVERITY, (74, 70, 98, 182, 146, 197, 150))),
     "colposcopy": {"train": 1481, "additional": 6734, "test": 512},
@@ -64,49 +58,6 @@ _COLUMNS = [
 
 class DataError(ValueError):
     """The data root or a data set in it cannot be used; the message says what is wrong and what to do."""
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """The decoded picture: RGB, EXIF orientation applied. Raises OSError where the file does not decode."""
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def open_mask(path: str | Path) -> Image.Image:
-    """The mask as palette **indices** (mode ``L``: 2 nucleus, 3 cytoplasm, 4 background, else unknown)."""
-    with Image.open(path) as mask:
-        if mask.mode not in ("P", "L"):
-            raise DataError(f"{path}: a mask must be an 8-bit palette image, not mode {mask.mode}")
-        indices = mask.copy()
-    indices.putpalette(bytes(value for index in range(256) for value in (index,) * 3)) if indices.mode == "P" else None
-    return indices.convert("L")
-
-
-def inspect(path: Path) -> dict:
-    """Width, height, SHA-256 of the decoded RGB pixels and 64-bit perceptual hash, or ``reason`` it is unusable."""
-    if path.stat().st_size == 0:
-        return {"reason": "empty file (0 bytes)"}
-    try:
-        image = open_image(path)
-    except UnidentifiedImageError:
-        return {"reason": "not an image"}
-    except (OSError, SyntaxError, ValueError) as error:
-        return {"reason": f"truncated or damaged ({error})"}
-    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    phash = int(str(imagehash.phash(image)), 16)
-    return {"width": image.width, "height": image.height, "sha256": digest, "phash": phash}
-
-
-def mask_problem(mask: Path, size: tuple[int, int]) -> str:
-    """Why ``mask`` cannot serve an image of ``size`` (width, height); empty where it can."""
-    try:
-        indices = open_mask(mask)
-    except DataError:
-        return "mask is not an 8-bit palette image"
-    except (OSError, SyntaxError, ValueError):
-        return "mask is empty, truncated or not an image"
-    found = "x".join(map(str, indices.size))
-    return "" if indices.size == size else f"mask is {found}, its image {'x'.join(map(str, size))}"
 
 
 def herlev_class(folder: str) -> str | None:
@@ -224,8 +175,8 @@ def find(data_root: str, task: str, seed: int = 0) -> Path:
     Raises DataError where the folder is missing, empty, or holds no such data set.
     """
     if data_root == "demo":
-        drawing = hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:8]
-        return synthetic.write_demo(paths.cache_dir() / f"demo-{seed}-{drawing}", seed) / FOLDERS[task][0]
+        folder = paths.cache_dir() / f"demo-{seed}-{synthetic.source_digest()}"
+        return synthetic.write_demo(folder, seed) / FOLDERS[task][0]
     if not (value := data_root or os.environ.get("CERVIX_DATA", "")):
         raise DataError("data_root is empty: give DATA=/path/to/data, or set the environment variable CERVIX_DATA")
     root = paths.resolve(value)
@@ -257,37 +208,11 @@ def load(data_root: str, task: str, seed: int = 0) -> tuple[pd.DataFrame, pd.Dat
         part.mkdir(parents=True)
         for table, name in zip(tables, ("images", "exclusions")):
             table.to_parquet(part / f"{name}.parquet")
-        try:
+        with contextlib.suppress(OSError):  # another process was first
             part.rename(kept)
-        except OSError:  # another process was first
-            pass
     return pd.read_parquet(kept / "images.parquet"), pd.read_parquet(kept / "exclusions.parquet")
 
 
 def fingerprint(table: pd.DataFrame) -> str:
     """12 hexadecimal digits that change with any id, label or pixel of the table."""
     return hashlib.sha256(table[["id", "label", "sha256"]].to_csv(index=False).encode()).hexdigest()[:12]
-
-
-def border_colour(image: Image.Image) -> tuple[int, int, int]:
-    """Median RGB (0..255) of the outermost pixels: what an image is padded with."""
-    pixels = np.asarray(image)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return tuple(int(value) for value in np.median(edge, axis=0))
-
-
-def squares(files: Iterable[str], size: int) -> np.ndarray:
-    """Pictures padded to a square in their border colour, never squashed, and scaled: uint8 (n, 3, size, size), RGB."""
-
-    def square(file: str) -> np.ndarray:
-        image = open_image(file)
-        return np.asarray(ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, border_colour(image)))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(square, files))).transpose(0, 3, 1, 2)
-
-
-def square_masks(files: Iterable[str], size: int) -> np.ndarray:
-    """Masks brought to the geometry of ``squares``: uint8 indices (n, size, size); the padding counts as background."""
-    pad = [ImageOps.pad(open_mask(f), (size, size), Image.Resampling.NEAREST, BACKGROUND) for f in files]
-    return np.stack([np.asarray(mask) for mask in pad])

@@ -1,7 +1,6 @@
 """A configuration -> the notebooks to execute, with their parameters; and the steps that the workflow runs."""
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import papermill
 
-from cervix_utils import config, datasets, paths, reporting
+from cervix_utils import config, datasets, paths, rendering, reporting
 
 COLPOSCOPY, HERLEV, EXPLAIN = "02_colposcopy_resnet50", "03_herlev_resnet101", "04_explainability"
 
@@ -76,7 +75,13 @@ def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
     print(f"--- {output.stem} starts", flush=True)
     try:
         papermill.execute_notebook(
-            notebook, part, dict(values), progress_bar=False, stdout_file=sys.stdout, cwd=Path.cwd()
+            notebook,
+            part,
+            dict(values),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            cwd=Path.cwd(),
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except papermill.PapermillExecutionError as error:
         line = next((line for line in reversed(error.traceback) if line.strip()), "")
@@ -87,7 +92,7 @@ def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
             flush=True,
         )
         raise SystemExit(1) from None
-    os.replace(part, output)
+    part.replace(output)
     print(f"--- {output.stem} done", flush=True)
 
 
@@ -105,6 +110,6 @@ if __name__ == "__main__":
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
     elif step == "page":
-        reporting.to_html(Path(arguments[0]), Path(arguments[1]))
+        rendering.to_html(Path(arguments[0]), Path(arguments[1]))
     else:
         index(arguments[0], json.loads(arguments[1]))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_weight
 
 from cervix_utils import losses, paths
-from cervix_utils.datasets import squares
+from cervix_utils.images import squares
 from cervix_utils.recipes import Recipe
 
 IMAGENET = {"resnet50": "ResNet50_Weights.IMAGENET1K_V1", "resnet101": "ResNet101_Weights.IMAGENET1K_V1"}

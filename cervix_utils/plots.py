@@ -163,3 +163,28 @@ def by_severity(
     )
     ax.set(xlabel="", ylabel="", title=title)
     return ax
+
+
+def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
+    """Ours with intervals, by protocol, and the published values as diamonds (``comparison.beside_published``)."""
+    lines = beside.drop_duplicates(["pipeline", "metric"])
+    names = [f"{row.pipeline}: {readable(row.metric)}" for row in lines.itertuples()]
+    for index, (protocol, rows) in enumerate(beside.groupby("protocol")):
+        with_intervals(ax, rows, names, PROTOCOLS[protocol], 0.2 * index, protocol)
+    ax.plot(lines["published"], range(len(lines)), "D", mfc="none", color="#AA3377", label="published")
+    ax.set(title=title, xlabel="value with 95 % interval")
+    return ax
+
+
+def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> Axes:
+    """AUC per class, one point a fold (paper H, Fig. 7): classification beside classification + regression.
+
+    ``auc``: columns pipeline, label (class), value.
+    """
+    for shift, name, colour in ((-0.1, "classification", "#4477AA"), (0.1, "combined", "#AA3377")):
+        rows = auc[(auc["pipeline"] == name) & auc["label"].isin(classes)]
+        ax.plot(rows["label"].map(list(classes).index) + shift, rows["value"], "o", color=colour, label=name)
+    labels = [readable(name) for name in classes]
+    ax.set_xticks(range(len(classes)), labels, rotation=30, ha="right", rotation_mode="anchor")
+    ax.set(title=title, ylabel="AUC")
+    return ax

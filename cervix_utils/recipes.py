@@ -1,5 +1,6 @@
 """Everything that decides a training, in one flat record, each choice tagged with where it comes from."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -87,7 +88,8 @@ def choices(recipe: Recipe) -> pd.DataFrame:
         source = "this project" if key in OURS else "not stated"
         if where:
             source = f"as stated ({where})" if value == stated else f"departs from {stated} ({where})"
-        rows.append({"choice": key, "value": str(value), "source": source})
+        shown = f"{value:g}" if isinstance(value, float) else re.sub(r"[^:]*[/\\\\]", "", str(value))  # no folders
+        rows.append({"choice": key, "value": shown, "source": source})
     return pd.DataFrame(rows)
 
 

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from cervix_utils import datasets, learners, runs
+from cervix_utils import datasets, images, learners, runs
 from cervix_utils.recipes import Recipe
 
 
@@ -131,14 +131,14 @@ def fit(learn: Learner, recipe: Recipe, device: str, precision: str) -> tuple[pd
 
 
 @torch.inference_mode()
-def outputs(model: torch.nn.Module, images: torch.Tensor, recipe: Recipe, precision: str, flips: int) -> np.ndarray:
-    """Class probabilities (n, n_classes) or scores (n, 1), averaged over ``flips`` views; images uint8 (n, 3, s, s)."""
+def outputs(model: torch.nn.Module, pictures: torch.Tensor, recipe: Recipe, precision: str, flips: int) -> np.ndarray:
+    """Class probabilities (n, n_classes) or scores (n, 1), averaged over ``flips`` views; pictures uint8 (n, 3, s, s)."""
     model.eval()
     device = next(model.parameters()).device
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     views = [(), (3,), (2,), (2, 3)][:flips]
     found = []
-    for batch in images.split(64):
+    for batch in pictures.split(64):
         x = ((batch.to(device) / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         with autocast(device.type, precision):
             raw = [model(x.flip(view) if view else x).float() for view in views]
@@ -155,8 +155,8 @@ def predict(model: torch.nn.Module, split: pd.DataFrame, recipe: Recipe, precisi
     table = split[["id", "group", "part", "label"]].copy()
     values = np.zeros((len(split), learners.n_outputs(recipe)), dtype=np.float32)
     for part, rows in split.groupby("part").indices.items():
-        images = torch.from_numpy(datasets.squares(split["path"].iloc[rows], recipe.image_size))
-        values[rows] = outputs(model, images, recipe, precision, 1 if part == "train" else recipe.test_flips)
+        pictures = torch.from_numpy(images.squares(split["path"].iloc[rows], recipe.image_size))
+        values[rows] = outputs(model, pictures, recipe, precision, 1 if part == "train" else recipe.test_flips)
     for index, name in enumerate(recipe.classes):
         table[f"p_{name}"] = values[:, index] if values.shape[1] > 1 else np.nan
     if recipe.task == "herlev":

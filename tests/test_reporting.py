@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cervix_utils import reporting
+from cervix_utils import rendering, reporting
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(9)</script></svg>'
 BAD = "<img src=x onerror=alert(1)>.jpg"
@@ -31,6 +31,9 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in {"meta", "img", "link", "br", "hr", "input", "col"}:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         while self.open and self.open.pop() != tag:
@@ -61,7 +64,7 @@ def write(path: Path, *cells, duration=75.0):
 
 
 def render(path: Path, *cells) -> tuple[str, Page]:
-    html = reporting.to_html(write(path / "01_x.ipynb", *cells), path / "01_x.html").read_text("utf-8")
+    html = rendering.to_html(write(path / "01_x.ipynb", *cells), path / "01_x.html").read_text("utf-8")
     return html, Page(html)
 
 
@@ -83,53 +86,47 @@ def problems(html: str) -> list[str]:
     return found
 
 
-@pytest.fixture
-def attack():
-    return [
-        new_markdown_cell(f"# Title {BAD}\n\n<script>alert(2)</script> ![x](http://evil.example/a.png)"),
-        code(
-            "1",
-            output({"text/markdown": f"File {BAD} [x](javascript:alert(3)) ![y](http://evil.example/b.png)"}),
-        ),
-        code(
-            "2",
-            output({"text/html": f'<style>@import "http://evil.example"</style><b onclick="alert(4)">{BAD}</b>'}),
-        ),
-        code("3", output({"text/html": pd.DataFrame({"file": [BAD]}).to_html()})),
-        code("4", output({"text/plain": BAD}), new_output("stream", name="stdout", text=BAD)),
-        code(
-            "5",
-            output({"image/svg+xml": SVG, "text/plain": "f"}, **{"image/svg+xml": {"alt": f'"><b>{BAD}'}}),
-        ),
-        code("6", output({"application/javascript": "alert(5)", "text/plain": "js"})),
-    ]
-
-
 def test_problems_are_seen():
     """The check below is not blind."""
     page = '<meta http-equiv="Content-Security-Policy" content="x"><style>@import "a"</style><img src="http://a">'
     assert len(problems(page + '<p onclick="b" style="background: url(c)"><a href="javascript:d">')) == 7
 
 
-def test_nothing_is_loaded_and_attacks_are_text(tmp_path, attack):
-    html, page = render(tmp_path, *attack)
+def test_nothing_is_loaded_and_attacks_are_text(tmp_path):
+    (tmp_path / "near.png").write_bytes(b"a picture")
+    outputs = [
+        {"text/markdown": f"File {BAD} [x](javascript:alert(3)) ![y](http://evil.example/b.png) ![z](near.png)"},
+        {"text/html": f'<style>@import "http://evil.example"</style><b onclick="alert(4)">{BAD}</b>'},
+        {"text/html": pd.DataFrame({"file": [BAD]}).to_html()},
+        {"text/plain": BAD},
+        {"application/javascript": "alert(5)", "text/plain": "js"},
+    ]
+    alt = {"image/svg+xml": {"alt": f'"><b>{BAD}'}}
+    html, page = render(
+        tmp_path,
+        new_markdown_cell(
+            f"# Title {BAD}\n\n<script>alert(2)</script>\n\n![x](http://evil.example/a.png) ![x](near.png)"
+        ),
+        *[code("1", output(data)) for data in outputs],
+        code("2", new_output("stream", name="stdout", text=BAD), output({"image/svg+xml": SVG}, **alt)),
+    )
     assert problems(html) == []
     assert "evil.example" not in "".join(str(attrs) for _, attrs in page.tags)
     assert page.text().count(BAD) >= 4  # shown as it is: Markdown output, table, text, stream
     assert page.text("title") == f"Title {BAD}"
     assert page.all("img")[-1]["alt"] == f'"><b>{BAD}'
-    assert reporting.DISCLAIMER in page.text("aside")
+    assert html.count(base64.b64encode(b"a picture").decode()) == 1  # of the author's text, not of an output
+    assert rendering.DISCLAIMER in page.text("aside")
 
 
 def test_code_is_folded_and_contents_lead_to_headings(tmp_path):
-    cells = [new_markdown_cell(t) for t in ("# A\n\n## Same", "## Same", "## Same 2\n\n### Deep & <i>x</i>", "## Main")]
+    cells = [new_markdown_cell(t) for t in ("# A\n\n## Same", "## Same", "### Deep & <i>x</i>")]
     _, page = render(tmp_path, *cells, code("secret_code = 1"))
     assert "secret_code" in page.text("details") and "secret_code" not in page.text("body", but=["details"])
     assert [a for a in page.all("details") if a.get("class") == "code" and "open" in a] == []
-    headings = [a["id"] for tag in ("h1", "h2", "h3") for a in page.all(tag)]
+    headings = [a["id"] for tag in ("h2", "h3") for a in page.all(tag)]
     links = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#") and a.get("class") != "skip"]
-    assert len(set(headings)) == 6 and set(links) == set(headings) - {"a"} and len(links) == 5
-    assert "main" not in headings  # the id of the page's own landmark
+    assert len(set(headings)) == 3 and links == headings
     assert "Deep & x" in page.text("nav")
 
 
@@ -157,29 +154,31 @@ def test_tags_parameters_and_stderr(tmp_path):
 
 
 def test_figures_are_images_with_a_text(tmp_path):
-    _, page = render(
-        tmp_path,
-        new_markdown_cell("# T\n\n## ROC"),
-        code("f", output({"image/svg+xml": SVG, "text/plain": "F"})),
-    )
+    _, page = render(tmp_path, new_markdown_cell("# T\n\n## ROC"), code("f", output({"image/svg+xml": SVG})))
     (figure,) = page.all("img")
     assert base64.b64decode(figure["src"].removeprefix("data:image/svg+xml;base64,")).decode() == SVG
     assert figure["alt"] == "Figure: ROC" and page.all("svg") == []
 
 
-def test_formulas_are_drawn_and_tables_scroll(tmp_path):
-    html, page = render(tmp_path, new_markdown_cell("# T\n\n$s = \\sum_i i p_i$ and $\\nosuch{x}$\n\n|a|\n|-|\n|1|"))
-    (formula,) = page.all("img")
-    assert formula["alt"] == "s = \\sum_i i p_i" and "<code>\\nosuch{x}</code>" in html
-    at = [tag for tag, _ in page.tags].index("table")
-    assert page.tags[at - 1][1]["class"] == "scroll"
+def test_tables_scroll_and_show_a_dash_for_nan(tmp_path):
+    table = pd.DataFrame({"a": [1.5, None], "b": ["NaN?", "x"]}).to_html()
+    html, page = render(tmp_path, new_markdown_cell("# T\n\n|a|\n|-|\n|1|"), code("t", output({"text/html": table})))
+    tables = [at for at, (tag, _) in enumerate(page.tags) if tag == "table"]
+    assert len(tables) == 2 and all(page.tags[at - 1][1]["class"] == "scroll" for at in tables)
+    cells = '<td>1.5</td> <td>NaN?</td> <td class="none">–</td> <td>x</td>'
+    assert " ".join(re.findall("<td[^>]*>.*?</td>", html)[1:]) == cells
 
 
-def test_styler_colours_stay_and_other_css_goes():
-    styled = pd.DataFrame({"a": [1.0]}).style.set_properties(color="red").to_html()
-    assert "color: red" in reporting.safe_html(styled) and "<style>" in reporting.safe_html(styled)
-    assert "<style" not in reporting.safe_html("<style>#T_a {background: url(http://a)}</style>x")
-    assert "<style" not in reporting.safe_html("<b>x</b><style>body {display: none}</style>")
+def test_lines_printed_one_by_one_are_one_block(tmp_path):
+    lines = [new_output("stream", name=name, text=f"{name} {k}\n") for k in (1, 2) for name in ("stdout", "stderr")]
+    _, page = render(tmp_path, code("p", *lines))
+    assert [text for path, text in page.texts if path[-1:] == ("pre",) and "stdout" in text] == ["stdout 1\nstdout 2\n"]
+
+
+def test_style_sheets_go():
+    for html in ("<style>#T_a {background: url(http://a)}</style>x", "<b>x</b><STYLE scoped>body {}\n</Style>"):
+        assert re.sub("</?b>", "", rendering.safe_html(html)) == "x"
+    assert "red" in rendering.safe_html('<b style="color: red">1</b>')
 
 
 def test_pages_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -192,20 +191,13 @@ def test_pages_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="disk full"):
-        reporting.to_html(notebook, kept)
+        rendering.to_html(notebook, kept)
     monkeypatch.undo()
-    assert kept.read_text() == "before" and sorted(p.name for p in tmp_path.iterdir()) == [
-        "a.html",
-        "n.ipynb",
-    ]
+    assert kept.read_text() == "before" and {p.name for p in tmp_path.iterdir()} == {"a.html", "n.ipynb"}
 
 
-SETTINGS = {
-    "data_root": "/home/alice/data/cervix",
-    "seed": 7,
-    "report_name": "paper",
-    "weights": r"C:\Users\alice\w.pth",
-}
+HOME = {"data_root": "/home/alice/data/cervix", "weights": r"C:\Users\alice\w.pth"}
+SETTINGS = {**HOME, "seed": 7, "report_name": "paper"}
 
 
 def test_provenance_tells_all_but_paths(tmp_path, monkeypatch):
@@ -240,7 +232,7 @@ def test_commit_is_that_of_this_checkout_only(tmp_path, monkeypatch):
      ({"k": ["/a/b", 1]}, {"k": ["b", 1]})],
 )  # fmt: skip
 def test_public(value, expected):
-    assert reporting.public(value) == expected
+    assert rendering.public(value) == expected
 
 
 @pytest.fixture
@@ -252,12 +244,13 @@ def report(tmp_path):
         ("herlev", "combined", "grouped", 1, 229, "accuracy", 0.60, 0.20, 0.95, None),
         ("colposcopy", "sgd", "paper", 0, 444, "f1_macro", 0.55, None, None, 0.79),
     ]
-    pd.DataFrame(rows, columns=reporting.COLUMNS).to_csv(tmp_path / "results.csv", index=False)
+    columns = ["task", "pipeline", "protocol", "fold", "n_test", "metric", "value", "low", "high", "paper"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "results.csv", index=False)
     title = new_markdown_cell(f"# Cells {BAD}")
     for stem in ("03_cells_paper-0", "03_cells_grouped-1", "01_data"):
         cells = [code("f", output({"image/svg+xml": SVG.replace("9", "7")}))]
         cells += [code("f", output({"image/svg+xml": SVG}), tags=["thumbnail"])] if stem != "01_data" else []
-        reporting.to_html(write(tmp_path / f"{stem}.ipynb", title, *cells), tmp_path / f"{stem}.html")
+        rendering.to_html(write(tmp_path / f"{stem}.ipynb", title, *cells), tmp_path / f"{stem}.html")
     (tmp_path / "09_no_notebook.html").write_text("")
     seconds = reporting.notebook_seconds(tmp_path)
     reporting.write_run_json(tmp_path / "run.json", SETTINGS, {"herlev": "f" * 64}, seconds)
@@ -276,15 +269,11 @@ def rows_of(html: str) -> dict[str, str]:
 def test_overview_shows_the_numbers(report):
     html = reporting.write_index(report, "paper").read_text("utf-8")
     rows = rows_of(html)
-    assert rows["Accuracy, five grades"] == [
-        "0.745",
-        "0.79 (0.73–0.84)",
-        "0.55 mean; 0.50 to 0.60 over 2 folds",
-    ]
+    assert rows["Accuracy, five grades"] == ["0.745", "0.79 (0.73–0.84)", "0.55 mean; 0.50 to 0.60 over 2 folds"]
     assert rows["Classification + regression"] == ["", "230 test images", "2 folds of 229–231 test images"]
     assert rows["F1, mean of the classes"] == ["0.79", "0.55"]  # no interval, and no grouped column
     assert problems(html) == [] and "demonstration" not in html
-    assert reporting.DISCLAIMER in Page(html).text("aside")
+    assert rendering.DISCLAIMER in Page(html).text("aside")
     assert "alice" not in html and "f" * 64 in html
 
 

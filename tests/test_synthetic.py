@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from cervix_utils import synthetic
+from cervix_utils import drawing, synthetic
 
-SEVERITY = dict(zip(synthetic.CELL_KINDS, (1, 1, 1, 2, 3, 4, 5)))
+SEVERITY = dict(zip(drawing.CELL_KINDS, (1, 1, 1, 2, 3, 4, 5)))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -37,6 +38,18 @@ def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path):
     assert digests(first) == digests(again)
     shared = set(digests(first).values()) & set(digests(other).values())
     assert len(shared) <= 2  # the empty JPEG and Thumbs.db
+
+
+def test_a_change_to_either_module_changes_the_digest(tmp_path, monkeypatch):
+    before = synthetic.source_digest()
+    assert re.fullmatch("[0-9a-f]{8}", before) and before == synthetic.source_digest()
+    (tmp_path / "edited.py").write_bytes(Path(drawing.__file__).read_bytes() + b"#")
+    found = {before}
+    for module in (synthetic, drawing):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__file__", str(tmp_path / "edited.py"))
+            found.add(synthetic.source_digest())
+    assert len(found) == 3
 
 
 def test_masks_have_the_five_codes_and_the_size_of_their_image(demo):
@@ -83,7 +96,7 @@ def test_red_zone_shrinks_from_type_1_to_type_3():
     red = []
     for kind in (1, 2, 3):
         tissue = np.full((200, 200, 3), (218.0, 136.0, 150.0))
-        synthetic._draw_junction(np.random.default_rng(5), tissue, kind, np.array([100, 100]), 100, 0)
+        drawing.draw_junction(np.random.default_rng(5), tissue, kind, np.array([100, 100]), 100, 0)
         red.append(((tissue[..., 0] > 120) & (tissue[..., 1] < 100)).mean())
     assert red[0] > 3 * red[1] > 3 * red[2]
 

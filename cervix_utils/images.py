@@ -1,0 +1,78 @@
+"""One picture at a time: decode it, say what is wrong with it, bring it and its mask to a square."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4  # palette indices of Herlev's masks; 1 rim and 0 seams count as unknown
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The decoded picture: RGB, EXIF orientation applied. Raises OSError where the file does not decode."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def open_mask(path: str | Path) -> Image.Image:
+    """The mask as palette **indices** (mode ``L``: 2 nucleus, 3 cytoplasm, 4 background, else unknown)."""
+    with Image.open(path) as mask:
+        if mask.mode not in ("P", "L"):
+            raise ValueError(f"{path}: a mask must be an 8-bit palette image, not mode {mask.mode}")
+        return Image.fromarray(np.asarray(mask))
+
+
+def inspect(path: Path) -> dict:
+    """Width, height, SHA-256 of the decoded RGB pixels and 64-bit perceptual hash, or ``reason`` it is unusable."""
+    if path.stat().st_size == 0:
+        return {"reason": "empty file (0 bytes)"}
+    try:
+        image = open_image(path)
+    except UnidentifiedImageError:
+        return {"reason": "not an image"}
+    except (OSError, SyntaxError, ValueError) as error:
+        return {"reason": f"truncated or damaged ({error})"}
+    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    phash = int(str(imagehash.phash(image)), 16)
+    return {"width": image.width, "height": image.height, "sha256": digest, "phash": phash}
+
+
+def mask_problem(mask: Path, size: tuple[int, int]) -> str:
+    """Why ``mask`` cannot serve an image of ``size`` (width, height); empty where it can."""
+    try:
+        indices = open_mask(mask)
+    except (OSError, SyntaxError):
+        return "mask is empty, truncated or not an image"
+    except ValueError:
+        return "mask is not an 8-bit palette image"
+    found = "x".join(map(str, indices.size))
+    return "" if indices.size == size else f"mask is {found}, its image {'x'.join(map(str, size))}"
+
+
+def border_colour(image: Image.Image) -> tuple[int, int, int]:
+    """Median RGB (0..255) of the outermost pixels: what an image is padded with."""
+    pixels = np.asarray(image)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return tuple(int(value) for value in np.median(edge, axis=0))
+
+
+def squares(files: Iterable[str], size: int) -> np.ndarray:
+    """Pictures padded to a square in their border colour, never squashed, and scaled: uint8 (n, 3, size, size), RGB."""
+
+    def square(file: str) -> np.ndarray:
+        image = open_image(file)
+        return np.asarray(ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, border_colour(image)))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(square, files))).transpose(0, 3, 1, 2)
+
+
+def square_masks(files: Iterable[str], size: int) -> np.ndarray:
+    """Masks brought to the geometry of ``squares``: uint8 indices (n, size, size); the padding counts as background."""
+    pad = [ImageOps.pad(open_mask(f), (size, size), Image.Resampling.NEAREST, BACKGROUND) for f in files]
+    return np.stack([np.asarray(mask) for mask in pad])

@@ -1,0 +1,66 @@
+"""Shared by all tests: caches and reports in temporary folders, a tiny drawn data set, tiny pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folders(tmp_path_factory):
+    """Nothing that a test makes lands in the working tree."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CERVIX_CACHE", "CERVIX_REPORTS"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        patch.delenv("CERVIX_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """PyTorch on one thread: results do not depend on the machine's cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(tmp_path_factory) -> Path:
+    """A data root with a few drawn cells and cervices of each class."""
+    from cervix_utils import synthetic
+
+    return synthetic.write_demo(tmp_path_factory.mktemp("tiny") / "demo", 0, 6, 6)
+
+
+@pytest.fixture(scope="session")
+def write_image():
+    """Function that writes an RGB picture; one seed, one picture. The suffix says the format, or `form` does."""
+
+    def write(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9), form: str | None = None, **options) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, form or Image.registered_extensions()[path.suffix.lower()], **options)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_mask():
+    """Function that writes palette indices (h, w), by default a nucleus in cytoplasm, with a misleading palette."""
+
+    def write(path: Path, size: tuple[int, int] = (12, 9), indices: np.ndarray | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if indices is None:
+            indices = np.full(size[::-1], 4)
+            indices[2:-2, 2:-2], indices[4:-4, 4:-4] = 3, 2
+        mask = Image.fromarray(indices.astype(np.uint8), "P")
+        mask.putpalette([value for k in range(256) for value in (255 - k, k * 7 % 256, 40)])
+        mask.save(path, "BMP")
+        return path
+
+    return write

@@ -1,0 +1,140 @@
+"""Slow and obvious twins of the fast code, one row, pixel or pair at a time: what the tests compare with."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn import metrics as sk
+
+
+def class_names(predictions: pd.DataFrame) -> list[str]:
+    return [name[2:] for name in predictions.columns if name[:2] == "p_"]
+
+
+def is_regression(predictions: pd.DataFrame) -> bool:
+    return bool(predictions[f"p_{class_names(predictions)[0]}"].isna().any())
+
+
+def predicted(predictions: pd.DataFrame) -> list[int]:
+    """The first largest probability, or the score rounded (half to even) and kept within the scale."""
+    names = class_names(predictions)
+    if is_regression(predictions):
+        return [min(max(round(score), 1), len(names)) - 1 for score in predictions["score"]]
+    rows = [[row[f"p_{name}"] for name in names] for _, row in predictions.iterrows()]
+    return [row.index(max(row)) for row in rows]
+
+
+def auc(positive: list[bool], score: list[float]) -> float:
+    """scikit-learn's area under the ROC curve; NaN where one side is empty."""
+    return sk.roc_auc_score(positive, score) if 0 < sum(positive) < len(positive) else math.nan
+
+
+def measure(predictions: pd.DataFrame, task: str) -> dict[str, float]:
+    """Every metric of a predictions table, by scikit-learn or by hand."""
+    names = class_names(predictions)
+    labels = range(len(names))
+    true, guess = [names.index(label) for label in predictions["label"]], predicted(predictions)
+    f1 = {"labels": labels, "zero_division": 0}
+    found = {
+        "accuracy": sk.accuracy_score(true, guess),
+        **{f"f1_{kind}": sk.f1_score(true, guess, average=kind, **f1) for kind in ("macro", "weighted")},
+        "f1_micro": sk.accuracy_score(true, guess),  # one label an image: the two are the same
+        **{f"f1_{name}": value for name, value in zip(names, sk.f1_score(true, guess, average=None, **f1))},
+    }
+    regression = is_regression(predictions)
+    for k, name in enumerate(names):
+        score = [-abs(s - (k + 1)) for s in predictions["score"]] if regression else list(predictions[f"p_{name}"])
+        found[f"auc_{name}"] = auc([t == k for t in true], score)
+    found["auc_mean"] = sum(found[f"auc_{name}"] for name in names) / len(names)
+    if not regression:
+        own = [row[f"p_{row['label']}"] for _, row in predictions.iterrows()]
+        found["log_loss"] = sum(-math.log(max(p, 2.0**-23)) for p in own) / len(own)  # 2^-23: float32's epsilon
+    if task == "herlev":
+        score = list(predictions["score"])
+        found["mse"] = sum((s - (t + 1)) ** 2 for s, t in zip(score, true)) / len(true)
+        found["mae"] = sum(abs(s - (t + 1)) for s, t in zip(score, true)) / len(true)
+        found["kappa_quadratic"] = sk.cohen_kappa_score(true, guess, labels=list(labels), weights="quadratic")
+        sick = [t > 0 for t in true]
+        called = [s >= 1.5 for s in score] if regression else [g > 0 for g in guess]
+        found["binary_accuracy"] = sk.accuracy_score(sick, called)
+        found["binary_f1"] = sk.f1_score(sick, called, zero_division=0)
+        found["binary_f1_macro"] = sk.f1_score(sick, called, labels=[False, True], average="macro", zero_division=0)
+        pairs = list(zip(sick, called))
+        for name, side in (("sensitivity", True), ("specificity", False)):
+            calls = [call == side for s, call in pairs if s == side]
+            found[name] = sum(calls) / len(calls) if calls else math.nan
+    return found
+
+
+def repeated(predictions: pd.DataFrame, weights: np.ndarray) -> pd.DataFrame:
+    """The table with row i written ``weights[i]`` times."""
+    rows = [row for row, times in enumerate(weights) for _ in range(int(times))]
+    return predictions.iloc[rows].reset_index(drop=True)
+
+
+def near_duplicates(hashes: list[int], distance: int) -> set[tuple[int, int]]:
+    """Pairs i < j whose hashes differ in at most ``distance`` bits."""
+    n = len(hashes)
+    close = lambda i, j: bin(int(hashes[i]) ^ int(hashes[j])).count("1") <= distance  # noqa: E731
+    return {(i, j) for i in range(n) for j in range(i + 1, n) if close(i, j)}
+
+
+def components(names: list[str], hashes: list[int], distance: int) -> set[frozenset[int]]:
+    """Groups of relatives by union-find: the same name (unless empty), or near hashes."""
+    parent = list(range(len(names)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    same = {(i, j) for i in range(len(names)) for j in range(i) if names[i] and names[i] == names[j]}
+    for i, j in same | near_duplicates(hashes, distance):
+        parent[root(i)] = root(j)
+    groups = defaultdict(set)
+    for i in range(len(names)):
+        groups[root(i)].add(i)
+    return set(map(frozenset, groups.values()))
+
+
+def softmax(row: list[float]) -> list[float]:
+    powers = [math.exp(value - max(row)) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def expected_score(row: list[float]) -> float:
+    return sum((k + 1) * p for k, p in enumerate(softmax(row)))
+
+
+def severity_loss(row: list[float], target: int, classification: float, regression: float) -> float:
+    """Paper H section 3.2.3 for one image: cross entropy, and squared error of the score."""
+    score = row[0] if len(row) == 1 else expected_score(row)
+    entropy = -math.log(softmax(row)[target]) if classification else 0.0
+    return classification * entropy + regression * (target + 1 - score) ** 2
+
+
+def mask_shares(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Sum of one map inside each region over its total, and the share of the pixels that the region has."""
+    region = {2: "nucleus", 3: "cytoplasm", 4: "background", 0: "unknown", 1: "unknown"}
+    inside, pixels = defaultdict(float), defaultdict(int)
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            inside[region[int(mask[y, x])]] += float(values[y, x])
+            pixels[region[int(mask[y, x])]] += 1
+    total = sum(inside.values())
+    found = {}
+    for name in set(region.values()):
+        found[f"at_{name}"], found[f"area_{name}"] = inside[name] / total, pixels[name] / mask.size
+    return found
+
+
+def literal_ig(function, image: torch.Tensor, start: torch.Tensor, m: int) -> torch.Tensor:
+    """Paper H section 4 as printed: (x - x') times the sum over k = 0..m of the gradient at x' + k/m (x - x'), times 1/m."""
+    total = torch.zeros_like(image)
+    for k in range(m + 1):
+        point = (start + k / m * (image - start)).detach().requires_grad_()
+        function(point).sum().backward()
+        total = total + point.grad / m
+    return (image - start) * total

@@ -1,0 +1,114 @@
+"""What holds the project together: pinned packages, nothing in git that must not be there, files people look for."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+from cervix_utils import paths, reporting
+
+DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
+MODULES = sorted((paths.ROOT / "cervix_utils").glob("*.py"))
+IMPORT_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
+FROM_ANOTHER = {"IPython", "traitlets", "tornado"}  # of ipykernel and nbconvert
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirement(line):
+    return normal(re.match(r"[A-Za-z0-9_.-]+", line)[0])
+
+
+def locked():
+    """name -> {version: marker} of requirements.lock."""
+    found = {}
+    text = (paths.ROOT / "requirements.lock").read_text()
+    for name, version, marker in re.findall(r"^([\w.-]+)==([^\s;\\]+)(?: ; ([^\\\n]+))?", text, re.MULTILINE):
+        found.setdefault(normal(name), {})[version] = marker
+    return found
+
+
+def test_environment_yml_pins_what_the_lock_pins_and_nothing_else():
+    environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    pinned = dict(line.split("==") for line in pip if not line.startswith("--"))
+    wanted = [*DECLARED["dependencies"], *DECLARED["optional-dependencies"]["dev"]]
+    assert sorted(map(normal, pinned)) == sorted(map(requirement, wanted))
+    lock = locked()
+    for name, version in pinned.items():
+        assert version in lock[normal(name)] and ">=" not in lock[normal(name)][version], name
+    assert "python=3.11" in environment["dependencies"] and DECLARED["requires-python"].startswith(">=3.11")
+
+
+def test_lock_holds_every_dependency_with_hashes_and_no_address():
+    lock, text = locked(), (paths.ROOT / "requirements.lock").read_text()
+    assert {requirement(line) for line in DECLARED["dependencies"]} <= set(lock)
+    assert "--hash=sha256:" in text and "://" not in text and "--index" not in text
+    assert len(re.findall(r"==", text)) <= text.count("--hash=sha256:")
+
+
+def test_installed_packages_are_the_locked_ones():
+    from importlib.metadata import version
+
+    for name in ("torch", "torchvision", "fastai", "papermill", "captum", "snakemake"):
+        assert version(name) in locked()[name], name
+
+
+def test_every_import_is_a_declared_dependency_and_every_dependency_is_used():
+    imported = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    imported -= set(sys.stdlib_module_names) | {"cervix_utils"} | FROM_ANOTHER
+    declared = {requirement(line) for line in DECLARED["dependencies"]}
+    assert {normal(IMPORT_NAMES.get(name, name)) for name in imported} <= declared
+    unused = declared - {normal(IMPORT_NAMES.get(name, name)) for name in imported}
+    assert unused == {"ipykernel", "jupyterlab", "numpy", "pyarrow", "snakemake"} - {"numpy"}  # used by commands
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_modules_stay_thin_and_explain_themselves(module):
+    text = module.read_text()
+    assert len(text.splitlines()) <= 250
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_no_data_weights_or_pickles_in_git():
+    files = git("ls-files").split()
+    assert not [f for f in files if re.search(r"\.(bmp|jpe?g|tiff?|pth|pt|pkl|safetensors|npz|npy)$", f, re.IGNORECASE)]
+    assert not [f for f in files if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > 1_000_000]
+
+
+def test_no_pickle_is_ever_loaded():
+    for module in MODULES:
+        text = module.read_text()
+        assert not re.search(r"load_learner|pickle\.load|weights_only\s*=\s*False|allow_pickle\s*=\s*True", text), (
+            module
+        )
+        assert all("weights_only=True" in call for call in re.findall(r"torch\.load\([^\n]*", text)), module
+
+
+def test_research_use_is_said_where_people_look():
+    assert "research use only" in (paths.ROOT / "README.md").read_text().lower()
+    assert "research use only" in reporting.DISCLAIMER.lower()
+
+
+def test_make_help_lists_the_commands():
+    done = subprocess.run(["make", "help"], cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f"make {word}" in done for word in ("help", "reports", "lab", "test", "lint", "clean"))

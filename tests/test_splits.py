@@ -1,0 +1,199 @@
+"""Splits: groups of relatives never on two sides, every image in exactly one part, and an audit that counts right."""
+
+import itertools
+
+import naive
+import numpy as np
+import pandas as pd
+import pytest
+
+from cervix_utils import splits
+from cervix_utils.datasets import CLASSES
+
+
+def hashes(rng: np.random.Generator, n: int, share: float = 0.1) -> np.ndarray:
+    """Random 64-bit hashes; ``share`` of them are a few bits away from another one."""
+    found = rng.integers(0, 2**63, n, dtype=np.uint64) * np.uint64(2)
+    for i in rng.choice(np.arange(1, n), int(share * n), replace=False):
+        flips = rng.choice(64, rng.integers(0, 9), replace=False)
+        found[i] = found[rng.integers(0, i)] ^ np.bitwise_or.reduce(np.uint64(1) << flips.astype(np.uint64), initial=0)
+    return found
+
+
+def table_of(task: str, seed: int) -> pd.DataFrame:
+    """A random table with relatives by name (Herlev), by hash, and across labels; colposcopy has unlabelled rows."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(150, 300))
+    label = rng.choice(CLASSES[task], n, p=rng.dirichlet(np.full(len(CLASSES[task]), 20)))
+    table = pd.DataFrame({"id": [f"{name}/{k:04d}" for k, name in enumerate(label)], "label": label})
+    table["source"] = rng.choice(["train", "additional"], n, p=[0.7, 0.3]) if task == "colposcopy" else "herlev"
+    slides = rng.integers(0, 90, n)
+    table["name_group"] = [f"s{k}" if k % 9 else "" for k in slides] if task == "herlev" else ""
+    table["phash"] = hashes(rng, n)
+    if task == "colposcopy":
+        test = rng.random(n) < 0.1
+        table.loc[test, ["label", "source"]] = ["", "test"]
+    return splits.with_groups(table.sample(frac=1, random_state=seed), 4)
+
+
+CASES = [("herlev", "paper"), ("herlev", "grouped")]
+CASES += [("colposcopy", name) for name in splits.PROTOCOLS]
+
+
+@pytest.mark.parametrize(("task", "protocol"), CASES)
+def test_parts_hold_every_labelled_image_once_every_class_and_no_group_on_two_sides(task, protocol):
+    leaks = 0
+    for seed in range(12):
+        table = table_of(task, seed)
+        split = splits.assign_parts(table, task, protocol, seed % 4, 4, 0.2, seed)
+        wanted = table[table["label"] != ""]
+        wanted = wanted[wanted["source"] == "train"] if protocol == "train_only" else wanted
+        assert list(split["id"]) == list(wanted["id"])  # all, once, in order
+        pd.testing.assert_frame_equal(split.drop(columns="part"), wanted.reset_index(drop=True))
+        sides = {part: set(rows["group"]) for part, rows in split.groupby("part")}
+        assert sides.keys() == {"train", "valid", "test"}
+        shared = [sides[a] & sides[b] for a, b in itertools.combinations(sides, 2)]
+        leaks += sum(map(len, shared))
+        assert splits.straddling(split) == sorted(set().union(*shared))
+        assert (split.groupby("part")["label"].nunique() == len(CLASSES[task])).all()
+        share = split["part"].value_counts(normalize=True)
+        goal = 0.25 if task == "herlev" else 0.3
+        assert abs(share["test"] - goal) < 0.12, seed
+        assert abs(share["valid"] / (1 - share["test"]) - 0.2) < 0.1, seed
+    assert (leaks == 0) == (protocol != "paper")  # the random split is seen to leak: the check can fail
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_test_part_of_paper_c_has_exactly_round_of_three_tenths(seed):
+    table = table_of("colposcopy", seed)
+    split = splits.assign_parts(table, "colposcopy", "paper", seed, 3, 0.15, 7)
+    n = (table["label"] != "").sum()
+    sizes = split["part"].value_counts()
+    assert sizes["test"] == round(0.3 * n)
+    assert sizes["valid"] == round(0.15 * (n - round(0.3 * n)))
+    shares = [
+        split[rows]["label"].value_counts(normalize=True) for rows in (split["part"] == "test", split["part"] != "")
+    ]
+    assert (shares[0] - shares[1]).abs().max() < 1.01 / sizes["test"]  # stratified to within one image
+
+
+@pytest.mark.parametrize("protocol", ["paper", "grouped"])
+def test_folds_of_herlev_partition_the_table(protocol):
+    table = table_of("herlev", 3)
+    tests = [splits.assign_parts(table, "herlev", protocol, k, 4).query("part == 'test'")["id"] for k in range(4)]
+    assert sorted(itertools.chain(*tests)) == sorted(table["id"])
+
+
+@pytest.mark.parametrize(("task", "protocol"), CASES)
+def test_same_seed_same_parts_other_seed_or_fold_others(task, protocol):
+    table = table_of(task, 4)
+    part = lambda fold, seed: list(splits.assign_parts(table, task, protocol, fold, 4, 0.15, seed)["part"])  # noqa: E731
+    assert part(0, 5) == part(0, 5)
+    assert part(0, 5) != part(1, 5)
+    assert part(0, 5) != part(0, 6)
+
+
+def test_repetitions_of_colposcopy_draw_different_test_parts():
+    table = table_of("colposcopy", 5)
+    tests = [set(splits.assign_parts(table, "colposcopy", "paper", k).query("part == 'test'")["id"]) for k in range(3)]
+    assert all(len(a & b) < 0.6 * len(a) for a, b in itertools.combinations(tests, 2))
+
+
+def test_train_only_leaves_out_additional_and_keeps_it_out():
+    table = table_of("colposcopy", 6)
+    split = splits.assign_parts(table, "colposcopy", "train_only", 0)
+    assert set(split["source"]) == {"train"}
+    assert len(split) == ((table["source"] == "train") & (table["label"] != "")).sum()
+
+
+@pytest.mark.parametrize(("distance", "block"), itertools.product([0, 3, 8], [1, 7, 2048]))
+def test_near_duplicates_equal_the_double_loop(distance, block):
+    found = hashes(np.random.default_rng(distance), 60, 0.5)
+    found[5] = found[50] = found[17]
+    pairs = splits.near_duplicates(found, distance, block)
+    assert len(pairs) == len(set(map(tuple, pairs.tolist())))
+    assert set(map(tuple, pairs.tolist())) == naive.near_duplicates(found, distance)
+
+
+@pytest.mark.parametrize(("task", "seed"), itertools.product(CLASSES, range(4)))
+def test_groups_equal_union_find(task, seed):
+    table = table_of(task, seed).head(80).reset_index(drop=True)
+    for distance in (0, 8):
+        grouped = splits.with_groups(table, distance)
+        found = set(map(frozenset, grouped.groupby("group").indices.values()))
+        assert found == naive.components(table["name_group"], table["phash"], distance)
+        own = table["name_group"].where(table["name_group"] != "", table["id"])
+        assert all(group in set(own[rows]) for group, rows in grouped.groupby("group").groups.items())
+
+
+def test_chains_of_relatives_are_one_group():
+    """a and b share a name, b and c a hash, c and d a name: a and d are related although nothing says so."""
+    bits = [0b1111, 0b1111 << 8, 0b111 << 8, 0b1111 << 16, 0b1111 << 24]
+    table = pd.DataFrame({"id": list("abcde"), "name_group": ["x", "x", "y", "y", ""], "phash": bits})
+    assert list(splits.with_groups(table.astype({"phash": "uint64"}), 1)["group"]) == ["x", "x", "x", "x", "e"]
+
+
+def test_groups_never_look_at_labels():
+    table = table_of("herlev", 1)
+    shuffled = table.assign(label=table["label"].sample(frac=1, random_state=0).to_numpy(), source="?")
+    assert list(splits.with_groups(shuffled, 4)["group"]) == list(table["group"])
+
+
+def test_audit_of_a_table_with_a_known_answer():
+    rows = [  # part, name, hash, group
+        ("train", "A", 0xF, "A"),
+        ("valid", "B", 0xF0, "B"),
+        ("test", "A", 0xF00, "A"),  # by name
+        ("test", "C", 0x7, "C"),  # one bit from the first
+        ("test", "B", 0x70, "B"),  # by name and by hash, of the validation part
+        ("test", "D", 0x700, "E"),  # near another test image alone
+        ("test", "", 0xF000, "A"),  # by group alone
+        ("test", "", 0xF0000, "F"),  # unnamed, as the last: no name says they are relatives
+        ("train", "", 0xF00000, "G"),
+    ]
+    split = pd.DataFrame(rows, columns=["part", "name_group", "phash", "group"]).astype({"phash": "uint64"})
+    found = splits.audit(split, 1).set_index("relative")
+    assert found["images"].to_dict() == {"same file-name prefix": 2, "hash within 1 bits": 2, "same group": 3}
+    assert (found["n_test"] == 6).all()
+    assert (found["share"] == found["images"] / 6).all()
+    assert splits.straddling(split) == ["A", "B"]
+
+
+@pytest.mark.parametrize(("task", "protocol"), CASES)
+def test_audit_finds_relatives_only_where_groups_are_split(task, protocol):
+    split = splits.assign_parts(table_of(task, 2), task, protocol, 0, 4)
+    assert (splits.audit(split, 4)["images"].sum() == 0) == (protocol != "paper")
+
+
+def small(n: int, groups: int, label: str = "Type_1") -> pd.DataFrame:
+    names = [f"{label}{k % groups}" for k in range(n)]
+    ids = [f"{label}/{k}" for k in range(n)]
+    return pd.DataFrame({"id": ids, "label": label, "source": "train", "name_group": "", "group": names, "phash": 0})
+
+
+@pytest.mark.parametrize(
+    ("tables", "options", "words"),
+    [
+        ([(40, 20), (40, 3, "Type_2")], ("herlev", "grouped", 0, 4), ["'Type_2'", "3 groups", "4 folds", "fewer folds", "phash_distance"]),
+        ([(40, 20), (3, 3, "Type_2")], ("herlev", "paper", 0, 4), ["'Type_2'", "3 images", "4 folds", "fewer folds"]),
+        ([(40, 20), (40, 2, "Type_2")], ("colposcopy", "grouped", 0), ["'Type_2'", "2 groups", "phash_distance"]),
+        ([(40, 20), (40, 2, "Type_2")], ("colposcopy", "train_only", 0), ["'Type_2'", "2 groups"]),
+        ([(40, 20), (2, 2, "Type_2")], ("colposcopy", "paper", 0), ["'Type_2'", "2 images"]),
+        ([(5, 5)], ("herlev", "grouped", 0, 6), ["6 folds", "5 images", "fewer folds"]),
+        ([(40, 20)], ("herlev", "paper", 4, 4), ["fold 4", "0 to 3"]),
+        pytest.param([(40, 20)], ("herlev", "paper", -1, 4, 0.15, 1), ["fold -1", "0 to 3"], marks=pytest.mark.xfail(strict=True, reason="a negative fold counts from the end")),
+        ([(40, 20)], ("herlev", "random", 0, 4), ["'random'", "paper, grouped, train_only"]),
+        ([(4, 4), (4, 4, "Type_2"), (4, 4, "Type_3")], ("colposcopy", "paper", 0), ["every class", "add images"]),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_split_name_the_class_and_the_remedy(tables, options, words):
+    with pytest.raises(splits.SplitError) as error:
+        splits.assign_parts(pd.concat([small(*each) for each in tables], ignore_index=True), *options)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_smallest_table_that_can_be_split_is():
+    table = pd.concat([small(6, 4), small(4, 4, "Type_2")], ignore_index=True)
+    split = splits.assign_parts(table, "herlev", "grouped", 0, 4)
+    assert splits.straddling(split) == []
+    assert split.groupby("part")["label"].nunique().eq(2).all()
