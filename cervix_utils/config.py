@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def validate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in complete.items():
         try:
             jsonschema.validate(value, entries[key])
+            if isinstance(value, float) and (entries[key].get("type") != "number" or not math.isfinite(value)):
+                raise jsonschema.ValidationError(f"{value} is not of type '{entries[key].get('type')}', or not finite")
         except jsonschema.ValidationError as error:
             hint = " (in YAML write 1.0e-3, not 1e-3)" if "number" in str(entries[key].get("type")) else ""
             allowed = entries[key].get("enum", entries[key].get("type"))
@@ -57,9 +60,13 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[s
     """A YAML configuration with ``overrides`` on top, validated and complete."""
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     except FileNotFoundError:
         known = sorted(file.stem for file in paths.CONFIG.glob("*.yaml") if file.stem != "schema")
         raise ConfigError(f"no configuration {path}: known are {', '.join(known)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no list of 'key: value' lines: copy one of the shipped configurations")
     validate(values, str(path))
     given = {key: _typed(value) for key, value in (overrides or {}).items()}
     return validate({**values, **given}, f"{Path(path).name} with SET")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cervix_utils import paths, synthetic
+from cervix_utils import images, paths, synthetic
 from cervix_utils.images import inspect, mask_problem
 
 SEVERITY = {  # Herlev's folders (its own spelling) -> severity 1..5 (paper H section 3.1)
@@ -111,7 +112,8 @@ def read(root: Path, task: str, place: Callable, name_group: Callable[[str], str
         if _SYSTEM_FILES.match(file.name) or "__MACOSX" in relative.parts:
             reasons[file] = "system file, not an image"
         elif task == "herlev" and file.stem.lower().endswith("-d"):
-            masks[file.stem[:-2]][original] = file
+            if masks[file.stem[:-2]].setdefault(original, file) != file:
+                reasons[file] = "second mask of the same image"
         elif original is None:
             reasons[file] = f"unknown class: no folder of its path names one of {', '.join(CLASSES[task])}"
         else:
@@ -165,7 +167,7 @@ def _refuse_broken(table: pd.DataFrame, exclusions: pd.DataFrame, task: str, roo
             f"{root}: no usable image among {len(exclusions)} files {why or ''}; expected folders such as "
             f"{'normal_superficiel/NAME.BMP' if task == 'herlev' else 'train/Type_1/N.jpg'} (see README, Data)"
         )
-    for name in sorted(set(seen) - set(table["original"])):
+    for name in sorted(set(seen) - set(table["original"]) - {""}):
         raise DataError(f"{root}: every image of class '{name}' is unusable {why}; replace the files or unpack again")
 
 
@@ -198,7 +200,7 @@ def load(data_root: str, task: str, seed: int = 0) -> tuple[pd.DataFrame, pd.Dat
     root = find(data_root, task, seed)
     reader = read_herlev if task == "herlev" else read_colposcopy
     state = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(root.rglob("*")) if f.is_file()]
-    code = Path(__file__).read_bytes()
+    code = b"".join(Path(module.__file__).read_bytes() for module in (sys.modules[__name__], images))
     kept = (
         paths.cache_dir() / f"table-{task}-{hashlib.sha256(code + repr((str(root), state)).encode()).hexdigest()[:16]}"
     )

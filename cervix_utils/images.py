@@ -35,7 +35,7 @@ def inspect(path: Path) -> dict:
         image = open_image(path)
     except UnidentifiedImageError:
         return {"reason": "not an image"}
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return {"reason": f"truncated or damaged ({error})"}
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
     phash = int(str(imagehash.phash(image)), 16)
@@ -46,7 +46,7 @@ def mask_problem(mask: Path, size: tuple[int, int]) -> str:
     """Why ``mask`` cannot serve an image of ``size`` (width, height); empty where it can."""
     try:
         indices = open_mask(mask)
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, Image.DecompressionBombError):
         return "mask is empty, truncated or not an image"
     except ValueError:
         return "mask is not an 8-bit palette image"

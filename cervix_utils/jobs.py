@@ -21,9 +21,18 @@ def plan(name: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     Everything that can be known beforehand is checked here, before anything runs: keys and types, folds, the data
     folders and the weights files. Raises a ValueError that names the thing and the remedy.
     """
+    for key in overrides:
+        if config.schema().get(key, {}).get("set_by") == "workflow":
+            raise config.ConfigError(
+                f"key '{key}' is set by the workflow: use herlev_folds, herlev_protocols and the like"
+            )
     settings = config.load(paths.CONFIG / f"{name}.yaml", overrides) | {"report_name": name}
     for task in datasets.FOLDERS:
         datasets.find(settings["data_root"], task, settings["seed"])
+    if settings["weights_resnet50"] == "grown" or (
+        settings["weights_resnet101"] == "grown" and settings["weights_resnet50"] == "none"
+    ):
+        raise ValueError("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50 as imagenet or a path")
     for key in ("weights_resnet50", "weights_resnet101"):
         if settings[key] not in ("none", "imagenet", "grown") and not paths.resolve(settings[key]).is_file():
             raise ValueError(

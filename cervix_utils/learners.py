@@ -78,7 +78,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:
         raise WeightsError(f"{file} cannot be read as a state dict ({type(error).__name__}): save it again") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise WeightsError(f"{file} holds no plain state dict (name -> tensor): save model.state_dict()")
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 

@@ -163,6 +163,9 @@ def published() -> pd.DataFrame:
 
 def results(found: Iterator["runs.Run"], n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """results.csv of the contract: one row a number, with its 95 % interval and the published value, sorted."""
+    found = list(found)
+    for run in found:
+        check_predictions(run.predictions, run.recipe["task"])
     tables = [
         intervals(run.test, run.recipe["task"], n_boot, seed).assign(
             n_test=len(run.test),
@@ -180,5 +183,10 @@ def check_predictions(predictions: pd.DataFrame, task: str) -> None:
     expected += ["score"] if task == "herlev" else []
     if list(predictions.columns) != expected:
         raise ValueError(f"predictions have columns {list(predictions.columns)}, the contract says {expected}")
+    for column, known in (("part", ["train", "valid", "test"]), ("label", CLASSES[task])):
+        if wrong := sorted(set(predictions[column].astype(str)) - set(known)):
+            raise ValueError(f"predictions have {column} '{wrong[0]}': known are {', '.join(known)}")
+    if 0 < predictions.filter(like="p_").isna().to_numpy().mean() < 1:
+        raise ValueError("predictions lack some probabilities: a table has all of them or none (regression)")
     if has_probabilities(predictions) and not np.allclose(predictions.filter(like="p_").sum(axis=1), 1, atol=1e-4):
         raise ValueError("predicted probabilities do not sum to 1")

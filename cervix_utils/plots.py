@@ -152,6 +152,8 @@ def by_severity(
 ) -> Axes:
     """Distribution of one column by severity class; ``line``: the value of a map that knows nothing."""
     sns.boxplot(table, x="label", y=column, order=list(classes), ax=ax, color="#DDE6F0", linewidth=1, fliersize=2)
+    low, high = table[column].replace([np.inf, -np.inf], np.nan).quantile([0.03, 0.97])  # a few shares explode
+    ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
     if line is not None:
         ax.axhline(line, color="#AA3377", linestyle="--", linewidth=1)
     ax.set_xticks(
@@ -170,6 +172,7 @@ def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
     lines = beside.drop_duplicates(["pipeline", "metric"])
     names = [f"{row.pipeline}: {readable(row.metric)}" for row in lines.itertuples()]
     for index, (protocol, rows) in enumerate(beside.groupby("protocol")):
+        rows = lines[["pipeline", "metric"]].merge(rows, how="left")  # a line stays empty where a protocol lacks it
         with_intervals(ax, rows, names, PROTOCOLS[protocol], 0.2 * index, protocol)
     ax.plot(lines["published"], range(len(lines)), "D", mfc="none", color="#AA3377", label="published")
     ax.set(title=title, xlabel="value with 95 % interval")
@@ -183,7 +186,9 @@ def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: s
     """
     for shift, name, colour in ((-0.1, "classification", "#4477AA"), (0.1, "combined", "#AA3377")):
         rows = auc[(auc["pipeline"] == name) & auc["label"].isin(classes)]
-        ax.plot(rows["label"].map(list(classes).index) + shift, rows["value"], "o", color=colour, label=name)
+        ax.plot(
+            rows["label"].map(list(classes).index).astype(float) + shift, rows["value"], "o", color=colour, label=name
+        )
     labels = [readable(name) for name in classes]
     ax.set_xticks(range(len(classes)), labels, rotation=30, ha="right", rotation_mode="anchor")
     ax.set(title=title, ylabel="AUC")

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,19 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cervix_utils import paths
 
 FILES = ["model.safetensors", "recipe.json", "history.csv", "predictions.csv"]
-MODULES = [
-    "datasets",
-    "splits",
-    "recipes",
-    "losses",
-    "learners",
-    "training",
-]  # code that decides what a run holds
+# code that decides what a run holds
+MODULES = ["images", "datasets", "splits", "recipes", "losses", "learners", "training"]
+NAMES = ["id", "group", "part", "label"]  # text columns of predictions.csv
 PACKAGES = ["torch", "torchvision", "fastai", "pillow", "numpy"]
 
 
@@ -57,7 +53,7 @@ def folder_of(runs_dir: Path, recipe) -> Path:
 
 def key(facts: dict, split: pd.DataFrame) -> str:
     """Digest of all that decides a run: recipe, device, parts of the data, versions and the code that trains."""
-    code = [Path(sys.modules[f"cervix_utils.{name}"].__file__).read_text() for name in MODULES]
+    code = [Path(__file__).with_name(f"{name}.py").read_text() for name in MODULES]
     versions = [version(package) for package in PACKAGES]
     parts = split[["id", "group", "part", "label"]].to_csv(index=False)
     everything = json.dumps([facts, torch.get_num_threads(), versions, code, parts], sort_keys=True)
@@ -70,12 +66,9 @@ def write(folder: Path, model: torch.nn.Module, recipe: dict, history: pd.DataFr
         **recipe,
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
     }
-    part, old = (
-        folder.with_name(f".{folder.name}.{os.getpid()}"),
-        folder.with_name(f".{folder.name}.old.{os.getpid()}"),
-    )
-    part.mkdir(parents=True)
+    part, old = (folder.with_name(f".{folder.name}.{kind}.{uuid.uuid4().hex}") for kind in ("new", "old"))
     try:
+        part.mkdir(parents=True)
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(state, part / "model.safetensors")
         (part / "recipe.json").write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
@@ -83,8 +76,13 @@ def write(folder: Path, model: torch.nn.Module, recipe: dict, history: pd.DataFr
         predictions.round(6).to_csv(part / "predictions.csv", index=False)
         if folder.exists():
             folder.rename(old)
-        part.rename(folder)
-    except OSError as error:
+        try:
+            part.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    except (OSError, SafetensorError) as error:
         raise RunError(f"{folder} could not be written ({error}): free some room or choose another place") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -98,8 +96,14 @@ def read(folder: Path) -> Run:
     if missing:
         raise RunError(f"run folder {folder} lacks {', '.join(missing)}: run the notebook that trains it")
     recipe = json.loads((folder / "recipe.json").read_text())
-    history, predictions = (pd.read_csv(folder / name, dtype={"group": str}) for name in FILES[2:])
+    history, predictions = (_table(folder / name) for name in FILES[2:])
     return Run(folder, recipe, history, predictions)
+
+
+def _table(file: Path) -> pd.DataFrame:
+    """A CSV whose names stay text (a group may be called NA); every other column is a number, empty ones are NaN."""
+    text = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return text.apply(lambda column: column if column.name in NAMES else pd.to_numeric(column))
 
 
 def find(folder: Path, key: str) -> Run | None:

@@ -65,19 +65,29 @@ def _pick(table: pd.DataFrame, fraction: float, grouped: bool, seed: int) -> pd.
     """Index labels of a stratified part of about ``fraction`` (exact where not grouped), whole groups if ``grouped``.
 
     Where a class has fewer groups than 1 / ``fraction``, the part grows so that each class has a group in it.
+    Raises SplitError where one group is so large that no such part exists, or where a class would have no image.
     """
     if grouped:
         _refuse(table, 2, grouped)
         n_folds = max(2, min(round(1 / fraction), table.groupby("label")["group"].nunique().min()))
         folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-        return table.index[next(folds.split(table, table["label"], table["group"]))[1]]
+        part = table.index[next(folds.split(table, table["label"], table["group"]))[1]]
+        if len(part) > 0.6 * len(table):
+            raise SplitError(
+                f"the largest group of relatives holds {table['group'].value_counts().max()} of {len(table)} images, so no "
+                f"part of about {fraction:.0%} can be cut from whole groups: ask for a smaller phash_distance"
+            )
+        return part
     size = round(fraction * len(table))
     if size < table["label"].nunique():
         raise SplitError(
             f"a part of {size} of {len(table)} images cannot hold every class: add images or raise the share"
         )
     _refuse(table, 2, grouped)
-    return train_test_split(table.index, test_size=size, stratify=table["label"], random_state=seed)[1]
+    part = train_test_split(table.index, test_size=size, stratify=table["label"], random_state=seed)[1]
+    if missing := sorted(set(table["label"]) - set(table.loc[part, "label"])):
+        raise SplitError(f"class '{missing[0]}' has too few images for a part of {size} to hold one: add images")
+    return part
 
 
 def assign_parts(
@@ -102,7 +112,7 @@ def assign_parts(
         table = table[table["source"] == "train"].reset_index(drop=True)
     grouped = protocol != "paper"
     if task == "herlev":
-        if fold >= n_folds:
+        if not 0 <= fold < n_folds:
             raise SplitError(f"fold {fold} asked for, but folds are numbered 0 to {n_folds - 1}")
         _refuse(table, n_folds, grouped)
         splitter = StratifiedGroupKFold if grouped else StratifiedKFold

@@ -233,6 +233,9 @@ def test_log_loss_of_class_priors_is_the_cross_entropy_of_the_shares():
         lambda t: t.drop(columns="score"),
         lambda t: t[[*t.columns[::-1]]],
         lambda t: t.assign(p_normal=t["p_normal"] + 0.01),
+        pytest.param(lambda t: t.assign(part="tset")),
+        pytest.param(lambda t: t.assign(label="normall")),
+        pytest.param(lambda t: t.assign(p_normal=t["p_normal"].mask(t.index == 0))),
     ],
 )
 def test_predictions_that_break_the_contract_are_refused(broken):
