@@ -1,6 +1,7 @@
 # make reports CONFIG=quick DATA=/path/to/data SET="key=value other=value"
 CONFIG ?= demo
 CORES ?= all
+PYTHON ?= python3
 PY = .venv/bin/python
 # glibc returns large blocks to the system after every layer, and takes them again: keep them (a quarter faster on CPUs)
 export MALLOC_MMAP_THRESHOLD_ = 33554432
@@ -15,12 +16,11 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
 
 .venv/.done: requirements.lock pyproject.toml
-	@test -x $(PY) || python3 -m venv .venv || { echo "Python 3.11, 3.12 or 3.13 with venv is needed"; exit 1; }
-	@.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip -q
-	.venv/bin/python -m pip install -q uv
-	.venv/bin/python -m uv pip sync -q requirements.lock
-	.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip -q
-	.venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@test -x .venv/bin/uv || { $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "Python 3.11, 3.12 or 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; }; \
+	  $(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q uv; }
+	.venv/bin/uv pip sync -q --python $(PY) requirements.lock
+	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
 reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|paper DATA=folder SET="key=value"
@@ -37,7 +37,7 @@ lint: .venv/.done  ## ruff on code and notebooks
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
 
 lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
-	$(PY) -m uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 unlock:  ## after a machine that died in the middle of `make reports`
 	.venv/bin/snakemake --unlock --cores 1 --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)

@@ -77,7 +77,7 @@ def provenance(
     facts |= {f"data fingerprint, {name}": value[:16] for name, value in fingerprints.items()}
     facts |= {f"initialisation, {name}".rstrip(", "): rendering.public(value) for name, value in start.items()}
     facts["device"] = device
-    facts |= {key: settings.get(key, "unknown") for key in ("precision", "seed")}
+    facts |= {key: settings[key] for key in ("precision", "seed") if key in settings}
     facts |= {"commit": commit(), **versions(), "date (UTC)": datetime.now(UTC).strftime("%Y-%m-%d %H:%M")}
     return Provenance({name: str(value) for name, value in facts.items()}, name="value", dtype=object)
 

@@ -132,7 +132,13 @@ def test_a_second_call_does_nothing(demo):
 def test_a_failing_notebook_names_its_cell_and_leaves_no_report(tmp_path):
     broken = tmp_path / "weights.pth"
     broken.write_bytes(b"no weights at all")
-    code, log = workflow(tmp_path, f"weights_resnet50={broken}", "colposcopy_protocols=[paper]")
+    short = (
+        "colposcopy_protocols=[paper]",
+        "herlev_epochs=1",
+        "herlev_pipelines=[combined]",
+        "herlev_protocols=[paper]",
+    )
+    code, log = workflow(tmp_path, f"weights_resnet50={broken}", *short)
     assert code != 0
     assert re.search(r"02_colposcopy_resnet50_paper-0 FAILED in cell \d+ \(In \[\d+\]\)", log)
     assert "WeightsError" in log and "weights.pth cannot be read as a state dict" in log
