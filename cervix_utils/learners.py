@@ -72,11 +72,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{file} is a pickle that holds more than tensors; it was not loaded: save a state dict"
-        ) from None
     except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and file.read_bytes()[:1] in (b"P", b"\x80"):  # zip or pickle
+            raise WeightsError(
+                f"{file} is a pickle that holds more than tensors; it was not loaded: save a state dict"
+            ) from None
         raise WeightsError(f"{file} cannot be read as a state dict ({type(error).__name__}): save it again") from None
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()

@@ -1,0 +1,63 @@
+"""Plots are tested on what was drawn, not on pixels."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from cervix_utils import plots
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+
+@pytest.fixture
+def ax():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def test_confusion_prints_counts_and_shares_of_the_row(ax):
+    plots.confusion(ax, np.array([[3, 1], [0, 2]]), ["normal", "light_dysplastic"])
+    assert [text.get_text() for text in ax.texts] == ["3\n75%", "1\n25%", "0\n0%", "2\n100%"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "light dysplastic"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "reference standard")
+
+
+def test_losses_mark_the_epoch_that_is_kept(ax):
+    history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "valid_loss": [3.0, 1, 2]})
+    plots.losses(ax, history, kept=2)
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[3, 2, 1], [3, 1, 2]]
+    assert list(ax.lines[2].get_xdata()) == [2, 2]
+
+
+def test_intervals_are_drawn_where_they_are(ax):
+    table = pd.DataFrame({"value": [0.5, 0.8], "low": [0.4, 0.7], "high": [0.7, 0.9]})
+    plots.with_intervals(ax, table, ["a", "b"], "C0", offset=0.1)
+    (bars,) = [c for c in ax.collections if hasattr(c, "get_segments")]
+    assert np.allclose([s[:, 0] for s in bars.get_segments()], [[0.4, 0.7], [0.7, 0.9]])
+    assert np.allclose([s[:, 1] for s in bars.get_segments()], [[0.1, 0.1], [1.1, 1.1]])
+
+
+def test_published_values_keep_their_lines_when_a_protocol_lacks_some(ax):
+    beside = pd.DataFrame(
+        [("a", "accuracy", 0.7, "paper", 0.6, 0.5, 0.7), ("b", "accuracy", 0.9, "grouped", 0.8, 0.7, 0.9)],
+        columns=["pipeline", "metric", "published", "protocol", "value", "low", "high"],
+    )
+    plots.against_published(ax, beside)
+    (diamonds,) = [line for line in ax.lines if line.get_marker() == "D"]
+    assert list(diamonds.get_xdata()) == [0.7, 0.9] and list(diamonds.get_ydata()) == [0, 1]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a: accuracy", "b: accuracy"]
+
+
+def test_overlays_share_one_scale(ax):
+    plots.overlay(ax, np.zeros((3, 4, 4), dtype=np.uint8), np.full((4, 4), 0.5), scale=2.0)
+    heat = ax.images[1]
+    assert heat.get_clim() == (-2.0, 2.0) and np.allclose(heat.get_alpha(), 0.75 * 0.25)
+
+
+def test_exploding_shares_do_not_hide_the_others(ax):
+    table = pd.DataFrame({"label": ["normal"] * 99 + ["carcinoma_in_situ"], "share": [0.5] * 49 + [0.6] * 50 + [900.0]})
+    plots.by_severity(ax, table, "share", ["normal", "carcinoma_in_situ"], line=1)
+    assert ax.get_ylim()[1] < 10
