@@ -50,6 +50,18 @@ rule execute:
         "{STEP} execute {input.notebook:q} {output:q} {params.values:q}"
 
 
+use rule execute as train_cells with:
+    """The longest jobs start first, so that no core waits for the last one."""
+    output:
+        out / "{stem}.ipynb",
+    wildcard_constraints:
+        stem="03_.+",
+    priority: 1
+
+
+ruleorder: train_cells > execute
+
+
 rule page:
     """One executed notebook as one HTML file."""
     input:
