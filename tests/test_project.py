@@ -9,7 +9,7 @@ import tomllib
 import pytest
 import yaml
 
-from cervix_utils import paths, reporting
+from cervix_utils import paths, rendering
 
 DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((paths.ROOT / "cervix_utils").glob("*.py"))
@@ -106,7 +106,7 @@ def test_no_pickle_is_ever_loaded():
 
 def test_research_use_is_said_where_people_look():
     assert "research use only" in (paths.ROOT / "README.md").read_text().lower()
-    assert "research use only" in reporting.DISCLAIMER.lower()
+    assert "research use only" in rendering.DISCLAIMER.lower()
 
 
 def test_make_help_lists_the_commands():
