@@ -112,7 +112,7 @@ def grad_cam(network: FromPixels, pixels: Tensor, target: Tensor, positive: bool
         return LayerAttribution.interpolate(maps, pixels.shape[-2:], "bilinear")[:, 0].detach().cpu().numpy()
 
 
-def mask_shares(maps: np.ndarray, masks: np.ndarray, form: str = "signed", least: float = 1e-4) -> pd.DataFrame:
+def mask_shares(maps: np.ndarray, masks: np.ndarray, form: str = "signed", least: float = 1e-3) -> pd.DataFrame:
     """Share of each image's attribution in each region (paper H, equations 1 and 2), beside the share of its area.
 
     maps: float (n, s, s); masks: palette indices (n, s, s). ``form``: ``signed`` (paper), ``absolute`` or
