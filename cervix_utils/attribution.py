@@ -10,8 +10,9 @@ from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from cervix_utils import losses
+from cervix_utils import devices, losses
 from cervix_utils.images import BACKGROUND, CYTOPLASM, NUCLEUS
+from cervix_utils.learners import fold_batch_norms
 
 REGIONS = {"nucleus": [NUCLEUS], "cytoplasm": [CYTOPLASM], "background": [BACKGROUND], "unknown": [0, 1]}
 
@@ -22,17 +23,20 @@ def to_float(images: np.ndarray, device: str = "cpu") -> Tensor:
 
 
 class FromPixels(nn.Module):
-    """A network that takes RGB in 0..1: normalisation is part of it, so that a white baseline is really white."""
+    """A network that takes RGB in 0..1: normalisation is part of it, so that a white baseline is really white.
+
+    For evaluation alone: the batch norms of a ResNet are folded, and its parameters ask for no gradient.
+    """
 
     def __init__(self, model: nn.Module, mean: list[float], std: list[float]):
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = fold_batch_norms(model).requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.to(next(model.parameters()).device)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model((pixels - self.mean) / self.std)
+        return self.model(((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
 
 def severity(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -66,20 +70,22 @@ def integrated_gradients(
     start: Tensor,
     steps: int = 16,
     method: str = "gausslegendre",
+    precision: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Integrated Gradients (Sundararajan et al. 2017) of ``function`` from ``start`` to ``pixels``, one image at a time.
 
     Returns maps (n, s, s), summed over colours, in units of the function, and deltas (n,): sum of the map minus
-    (F(pixels) - F(start)). ``literal`` is the sum printed in paper H section 4: m + 1 points of weight 1/m, the
+    (F(pixels) - F(start)), F in float32 whatever the ``precision`` of the gradients. ``literal`` is the sum printed in paper H section 4: m + 1 points of weight 1/m, the
     closed trapezoid plus half of both ends; it overshoots by about (m + 1) / m.
     """
     ig = IntegratedGradients(function)
     maps, deltas = [], []
     for image, origin in zip(pixels.split(1), start.split(1)):
-        if method == "literal":
-            found = _literal(function, image, origin, steps)
-        else:
-            found = ig.attribute(image, origin, n_steps=steps, method=method, internal_batch_size=32)
+        with devices.autocast(pixels.device.type, precision):
+            if method == "literal":
+                found = _literal(function, image, origin, steps)
+            else:
+                found = ig.attribute(image, origin, n_steps=steps, method=method, internal_batch_size=32)
         with torch.no_grad():
             deltas.append((found.sum() - function(image) + function(origin)).cpu().numpy())
         maps.append(found.sum(dim=1).detach().cpu().numpy())

@@ -90,7 +90,7 @@ def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             cwd=Path.cwd(),
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except papermill.PapermillExecutionError as error:
         line = next((line for line in reversed(error.traceback) if line.strip()), "")

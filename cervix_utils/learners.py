@@ -1,5 +1,6 @@
 """Table + recipe -> fastai Learner: ResNet-50 with paper C's head, ResNet-101 with the three pipelines of paper H."""
 
+import copy
 import hashlib
 import pickle
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from fastai.torch_core import TensorImage, params, set_seed
 from fastai.vision.augment import aug_transforms
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import get_model, get_weight
 
-from cervix_utils import losses, paths
-from cervix_utils.images import squares
+from cervix_utils import decoded, losses, paths
 from cervix_utils.recipes import Recipe
 
 IMAGENET = {"resnet50": "ResNet50_Weights.IMAGENET1K_V1", "resnet101": "ResNet101_Weights.IMAGENET1K_V1"}
@@ -31,19 +32,25 @@ class WeightsError(ValueError):
     """The initial weights cannot be had or do not fit; the message names the file and the remedy."""
 
 
-class Squares(torch.utils.data.Dataset):
-    """Decoded pictures in memory: item i is (TensorImage uint8 (3, size, size), class index int64)."""
+class Squares:
+    """One part of a split: pictures in the cache of decoded ones, and class indices (int64)."""
 
-    def __init__(self, table: pd.DataFrame, classes: list[str], size: int, training: bool):
-        self.images = torch.from_numpy(squares(table["path"], size))
-        self.split_idx = 0 if training else 1  # fastai augments where this is 0
-        self.targets = torch.from_numpy(pd.Categorical(table["label"], categories=classes).codes.astype(np.int64))
+    def __init__(self, split: pd.DataFrame, part: str, classes: list[str], pictures: decoded.Decoded):
+        self.pictures, self.rows = pictures, np.flatnonzero(split["part"] == part)
+        self.split_idx = 0 if part == "train" else 1  # fastai augments where this is 0
+        codes = pd.Categorical(split["label"].iloc[self.rows], categories=classes).codes
+        self.targets = torch.from_numpy(codes.astype(np.int64))
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[TensorImage, Tensor]:
-        return TensorImage(self.images[index]), self.targets[index]
+        pictures, targets = self.batch([index])
+        return pictures[0], targets[0]
+
+    def batch(self, indices: list[int]) -> tuple[TensorImage, Tensor]:
+        """(uint8 (n, 3, size, size) in channels_last, class indices (n,)): a whole batch is read at once."""
+        return TensorImage(torch.from_numpy(self.pictures[self.rows[indices]])), self.targets[indices]
 
 
 def grow_resnet101(resnet50: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,6 +158,18 @@ def network(architecture: str, head: str, n_outputs: int, state: dict[str, Tenso
     return model
 
 
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """A copy of a torchvision ResNet for evaluation alone, each batch norm folded into the convolution before it."""
+    folded = copy.deepcopy(model).eval()
+    for block in list(folded.modules()):
+        for name, norm in list(block.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                before = name.replace("bn", "conv") if name.startswith("bn") else str(int(name) - 1)
+                setattr(block, before, fuse_conv_bn_eval(getattr(block, before), norm))
+                setattr(block, name, nn.Identity())
+    return folded.to(memory_format=torch.channels_last)
+
+
 def n_outputs(recipe: Recipe) -> int:
     """1 for the regression pipeline, else one a class."""
     return 1 if recipe.pipeline == "regression" else len(recipe.classes)
@@ -181,10 +200,8 @@ def dataloaders(split: pd.DataFrame, recipe: Recipe, device: torch.device) -> Da
     """Training batches shuffled and augmented, validation batches as they are; both normalised, on ``device``."""
     normalize = Normalize.from_stats(recipe.mean, recipe.std, cuda=False)
     normalize.mean, normalize.std = normalize.mean.to(device), normalize.std.to(device)
-    data = {
-        part: Squares(split[split["part"] == part], recipe.classes, recipe.image_size, part == "train")
-        for part in ("train", "valid")
-    }
+    pictures = decoded.open_squares(split, recipe.image_size)
+    data = {part: Squares(split, part, recipe.classes, pictures) for part in ("train", "valid")}
     loaders = [
         TfmdDL(
             data[part],
@@ -193,6 +210,9 @@ def dataloaders(split: pd.DataFrame, recipe: Recipe, device: torch.device) -> Da
             drop_last=part == "train",  # batch statistics of a last batch of one image are noise
             num_workers=0,
             device=device,
+            create_item=lambda index: index or 0,  # batches are read whole (None: fastai asks for any)
+            create_batch=data[part].batch,
+            retain=lambda batch, _: batch,
             after_batch=[IntToFloatTensor(), *(augmentations(recipe) if part == "train" else []), normalize],
         )
         for part in data

@@ -17,7 +17,7 @@ PIPELINES = ["classification", "regression", "combined"]
 def expected_score(logits: Tensor) -> Tensor:
     """Expected severity sum_i i p_i, shape (n,), range 1..n_classes; p = softmax of ``logits`` (n, n_classes)."""
     severity = torch.arange(1, logits.shape[1] + 1, device=logits.device, dtype=torch.float32)
-    return logits.float().softmax(dim=1) @ severity
+    return (logits.float().softmax(dim=1) * severity).sum(dim=1)  # no matrix product: autocast would round it
 
 
 def score(output: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from cervix_utils import paths
 
 FILES = ["model.safetensors", "recipe.json", "history.csv", "predictions.csv"]
 # code that decides what a run holds
-MODULES = ["images", "datasets", "splits", "recipes", "losses", "learners", "training"]
+MODULES = ["images", "decoded", "datasets", "splits", "recipes", "losses", "devices", "learners", "training"]
 NAMES = ["id", "group", "part", "label"]  # text columns of predictions.csv
 PACKAGES = ["torch", "torchvision", "fastai", "pillow", "numpy"]
 

@@ -1,5 +1,8 @@
 """Tables -> groups of relatives, protocols, train / valid / test parts, and an audit of what leaks between them."""
 
+from itertools import combinations
+from math import comb
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
@@ -19,14 +22,32 @@ class SplitError(ValueError):
     """The table cannot be split as asked; the message names the class and the remedy."""
 
 
-def near_duplicates(phash: np.ndarray, distance: int, block: int = 2048) -> np.ndarray:
-    """Pairs (n_pairs, 2) of positions i < j whose 64-bit hashes (uint64, shape (n,)) differ in <= ``distance`` bits."""
-    pairs = [np.empty((0, 2), dtype=int)]
-    for start in range(0, len(phash), block):
-        rows = phash[start : start + block, None] ^ phash[None, start:]
-        i, j = np.nonzero(np.bitwise_count(rows) <= distance)
-        pairs.append(np.column_stack([i, j])[i < j] + start)
-    return np.concatenate(pairs)
+def near_duplicates(phash: np.ndarray, distance: int) -> np.ndarray:
+    """Pairs (n_pairs, 2) of positions i < j whose 64-bit hashes (uint64, shape (n,)) differ in <= ``distance`` bits.
+
+    Exact, without looking at all pairs (multi-index hashing, Norouzi, Punjani and Fleet, CVPR 2012): of distance + k
+    chunks of bits such a pair has k in common, so only hashes that share k chunks are compared. k grows with n.
+    """
+    n = len(phash)
+    cost = {
+        k: comb(distance + k, k) * (20 * n * (k > 0) + n * n / 2 ** (64 * k / (distance + k)))
+        for k in range(distance == 0, 5)
+    }
+    common = min(cost, key=cost.get)
+    bits = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
+    chunks = [np.bitwise_or.reduce(bits[c :: distance + common]) for c in range(distance + common)]
+    found = [np.empty(0, dtype=int)]
+    for kept in combinations(chunks, common):
+        shared = phash & np.bitwise_or.reduce(np.array(kept, dtype=np.uint64))
+        order = np.argsort(shared)
+        ordered, end = phash[order], np.searchsorted(shared[order], shared[order], side="right")
+        start, step = np.arange(n), 1
+        while len(start := start[end[start] > start + step]):  # each with the one `step` further on
+            close = start[np.bitwise_count(ordered[start] ^ ordered[start + step]) <= distance]
+            pair = np.sort([order[close], order[close + step]], axis=0)
+            found.append(pair[0] * n + pair[1])
+            step += 1
+    return np.column_stack(np.divmod(np.unique(np.concatenate(found)), max(n, 1)))
 
 
 def with_groups(table: pd.DataFrame, distance: int) -> pd.DataFrame:

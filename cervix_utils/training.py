@@ -14,29 +14,8 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from cervix_utils import datasets, images, learners, runs
+from cervix_utils import datasets, decoded, devices, learners, runs
 from cervix_utils.recipes import Recipe
-
-
-class DeviceError(ValueError):
-    """The device or precision asked for is not to be had on this machine."""
-
-
-def pick_device(device: str = "auto", precision: str = "auto") -> tuple[str, str]:
-    """('cpu' or 'cuda', 'float32' or 'bf16') for what a configuration asks; DeviceError where it cannot be met."""
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise DeviceError("device=cuda asked for, but PyTorch sees no CUDA GPU here: use device=auto or device=cpu")
-    device = "cuda" if cuda and device != "cpu" else "cpu"
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported(False) if device == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        precision = "bf16" if fast else "float32"
-    return device, precision
-
-
-def autocast(device: str, precision: str):
-    """Context in which a forward pass runs in ``precision``."""
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 class Precision(Callback):
@@ -54,7 +33,7 @@ class Precision(Callback):
         self.learn.xb = tuple(
             x.as_subclass(torch.Tensor).contiguous(memory_format=torch.channels_last) for x in self.xb
         )
-        self.context = autocast(self.device, self.precision)
+        self.context = devices.autocast(self.device, self.precision)
         self.context.__enter__()
 
     def after_pred(self):
@@ -131,16 +110,19 @@ def fit(learn: Learner, recipe: Recipe, device: str, precision: str) -> tuple[pd
 
 
 @torch.inference_mode()
-def outputs(model: torch.nn.Module, pictures: torch.Tensor, recipe: Recipe, precision: str, flips: int) -> np.ndarray:
-    """Class probabilities (n, n_classes) or scores (n, 1), averaged over ``flips`` views; pictures uint8 (n, 3, s, s)."""
-    model.eval()
+def outputs(
+    model: torch.nn.Module, pictures: decoded.Decoded, rows: np.ndarray, recipe: Recipe, precision: str, flips: int
+) -> np.ndarray:
+    """Class probabilities (n, n_classes) or scores (n, 1) of some ``rows``, averaged over ``flips`` views."""
+    model = learners.fold_batch_norms(model)
     device = next(model.parameters()).device
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     views = [(), (3,), (2,), (2, 3)][:flips]
     found = []
-    for batch in pictures.split(64):
-        x = ((batch.to(device) / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-        with autocast(device.type, precision):
+    for start in range(0, len(rows), 64):
+        batch = torch.from_numpy(pictures[rows[start : start + 64]]).to(device)
+        x = ((batch / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        with devices.autocast(device.type, precision):
             raw = [model(x.flip(view) if view else x).float() for view in views]
         found.append(torch.stack([r if r.shape[1] == 1 else r.softmax(dim=1) for r in raw]).mean(dim=0).cpu())
     return torch.cat(found).numpy()
@@ -154,9 +136,9 @@ def predict(model: torch.nn.Module, split: pd.DataFrame, recipe: Recipe, precisi
     """
     table = split[["id", "group", "part", "label"]].copy()
     values = np.zeros((len(split), learners.n_outputs(recipe)), dtype=np.float32)
+    pictures = decoded.open_squares(split, recipe.image_size)
     for part, rows in split.groupby("part").indices.items():
-        pictures = torch.from_numpy(images.squares(split["path"].iloc[rows], recipe.image_size))
-        values[rows] = outputs(model, pictures, recipe, precision, 1 if part == "train" else recipe.test_flips)
+        values[rows] = outputs(model, pictures, rows, recipe, precision, 1 if part == "train" else recipe.test_flips)
     for index, name in enumerate(recipe.classes):
         table[f"p_{name}"] = values[:, index] if values.shape[1] > 1 else np.nan
     if recipe.task == "herlev":
@@ -167,7 +149,7 @@ def predict(model: torch.nn.Module, split: pd.DataFrame, recipe: Recipe, precisi
 
 def run(split: pd.DataFrame, recipe: Recipe, runs_dir: Path, device: str = "auto", precision: str = "auto") -> runs.Run:
     """Train, predict and keep one run folder; a finished one of the same recipe, data and code is read instead."""
-    device, precision = pick_device(device, precision)
+    device, precision = devices.pick_device(device, precision)
     folder = runs.folder_of(runs_dir, recipe)
     facts = {
         **asdict(recipe),

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from cervix_utils import config, learners, losses, metrics, recipes, runs, splits, training  # noqa: F401
+from cervix_utils import config, devices, learners, losses, metrics, recipes, runs, splits, training  # noqa: F401
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def split_of(tmp_path_factory):
             Image.fromarray(pixels).save(folder / f"{k}.png")
             part = "train" if k < 10 else ("valid" if k < 15 else "test")
             row = {"id": f"{classes[severity]}/{k}", "group": f"g{k}", "part": part, "label": classes[severity]}
-            rows.append(row | {"path": str(folder / f"{k}.png"), "sha256": str(k)})
+            rows.append(row | {"path": str(folder / f"{k}.png"), "sha256": f"{task} {k}"})
         return pd.DataFrame(rows).sample(frac=1, random_state=0).reset_index(drop=True)
 
     made = {task: make(task) for task in CLASSES}
@@ -134,6 +134,20 @@ def test_a_grown_resnet101_computes_the_same_function_until_it_is_trained(resnet
         assert torch.equal(grown(x), small(x)) or torch.allclose(grown(x), small(x), rtol=0, atol=1e-5)
         grown.layer3[20].bn3.weight += 0.5
         assert not torch.allclose(grown(x), small(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("architecture", "head"), [("resnet50", "linear"), ("resnet18", "paper")])
+def test_a_network_with_folded_norms_computes_the_same_function(resnet50, architecture, head):
+    model = learners.network(architecture, head, 5, resnet50 if architecture == "resnet50" else None).train()
+    x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model(x)  # running statistics of its own
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = learners.fold_batch_norms(model)
+    with torch.inference_mode():
+        expected = model.eval()(x)
+        np.testing.assert_allclose(folded(x), expected, rtol=0, atol=1e-4 * expected.abs().max())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_copies_in_a_grown_network_are_its_own(resnet50):
@@ -290,7 +304,7 @@ def test_rates_reach_their_groups(split_of):
 
 def test_both_loaders_normalise(split_of, tmp_path):
     Image.new("RGB", (9, 9), (128, 128, 128)).save(tmp_path / "grey.png")
-    split = split_of("herlev").assign(path=str(tmp_path / "grey.png"))
+    split = split_of("herlev").assign(path=str(tmp_path / "grey.png"), sha256="grey")
     loaders = learners.dataloaders(split, herlev(flip="none", rotate=0.0, zoom=1.0, lighting=0.0), torch.device("cpu"))
     expected = (128 / 255 - torch.tensor(herlev().mean)) / torch.tensor(herlev().std)
     for loader in (loaders.train, loaders.valid):
@@ -317,7 +331,8 @@ def test_flips_are_those_of_the_recipe(split_of, tmp_path, flip, seen):
     pixels[4:9, 4:20] = 255
     Image.fromarray(pixels).save(tmp_path / "l.png")
     recipe = herlev(flip=flip, rotate=0.0, zoom=1.0, lighting=0.0, batch_size=10)
-    loaders = learners.dataloaders(split_of("herlev").assign(path=str(tmp_path / "l.png")), recipe, torch.device("cpu"))
+    split = split_of("herlev").assign(path=str(tmp_path / "l.png"), sha256="l")
+    loaders = learners.dataloaders(split, recipe, torch.device("cpu"))
     torch.manual_seed(0)
     views = {
         bytes((image[0] > 0).numpy().tobytes())
@@ -341,11 +356,11 @@ def test_training_images_are_shuffled_and_validation_images_in_order(split_of):
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(training.DeviceError, match=r"device=cuda.*device=auto or device=cpu"):
-        training.pick_device("cuda")
-    assert training.pick_device("auto", "float32") == training.pick_device("cpu", "float32") == ("cpu", "float32")
-    assert training.pick_device("cpu", "bf16") == ("cpu", "bf16")
-    assert training.pick_device("cpu")[1] in ("bf16", "float32")
+    with pytest.raises(devices.DeviceError, match=r"device=cuda.*device=auto or device=cpu"):
+        devices.pick_device("cuda")
+    assert devices.pick_device("auto", "float32") == devices.pick_device("cpu", "float32") == ("cpu", "float32")
+    assert devices.pick_device("cpu", "bf16") == ("cpu", "bf16")
+    assert devices.pick_device("cpu")[1] in ("bf16", "float32")
 
 
 def fitted(split, recipe) -> tuple[pd.DataFrame, pd.DataFrame, int]:
@@ -409,7 +424,7 @@ def test_flips_at_test_time_make_the_answer_the_same_for_the_flipped_picture(fli
     model, recipe = learners.network("resnet18", "linear", 5), herlev()
     model.fc[0].weight.data *= 30
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    answer = lambda images: training.outputs(model, images, recipe, "float32", flips)  # noqa: E731
+    answer = lambda x: training.outputs(model, x.numpy(), np.arange(2), recipe, "float32", flips)  # noqa: E731
     for dims, invariant in (((3,), flips >= 2), ((2,), flips == 4), ((2, 3), flips == 4)):
         assert np.allclose(answer(x.flip(dims)), answer(x), rtol=0, atol=1e-5) == invariant
 

@@ -106,13 +106,24 @@ def test_train_only_leaves_out_additional_and_keeps_it_out():
     assert len(split) == ((table["source"] == "train") & (table["label"] != "")).sum()
 
 
-@pytest.mark.parametrize(("distance", "block"), itertools.product([0, 3, 8], [1, 7, 2048]))
-def test_near_duplicates_equal_the_double_loop(distance, block):
-    found = hashes(np.random.default_rng(distance), 60, 0.5)
-    found[5] = found[50] = found[17]
-    pairs = splits.near_duplicates(found, distance, block)
+@pytest.mark.parametrize(("distance", "n"), itertools.product([0, 3, 8, 32, 64], [0, 1, 60, 400]))
+def test_near_duplicates_equal_the_double_loop(distance, n):
+    found = hashes(np.random.default_rng(distance), n, 0.5)
+    found[5:6] = found[50:51] = found[17:18]
+    pairs = splits.near_duplicates(found, distance)
     assert len(pairs) == len(set(map(tuple, pairs.tolist())))
     assert set(map(tuple, pairs.tolist())) == naive.near_duplicates(found, distance)
+
+
+@pytest.mark.parametrize("distance", [0, 4, 8])
+def test_no_near_duplicate_is_missed_where_not_all_pairs_are_looked_at(distance):
+    """20 000 random hashes, each tenth copied with exactly `distance` bits flipped, wherever these bits lie."""
+    rng = np.random.default_rng(distance)
+    first = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
+    flips = rng.permuted(np.tile(np.arange(64, dtype=np.uint64), (2_000, 1)), axis=1)[:, :distance]
+    near = first[:2_000] ^ np.bitwise_or.reduce(np.left_shift(np.uint64(1), flips), axis=1, initial=0)
+    found = splits.near_duplicates(np.concatenate([first, near]), distance)
+    assert {(i, 20_000 + i) for i in range(2_000)} == set(map(tuple, found.tolist()))
 
 
 @pytest.mark.parametrize(("task", "seed"), itertools.product(CLASSES, range(4)))

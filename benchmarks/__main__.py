@@ -1,0 +1,351 @@
+"""`make bench`: each comparison in turn, its sides alternating in fresh processes; results/<machine>.csv and .svg.
+
+python -m benchmarks                     # everything, about 40 minutes on 2 cores
+python -m benchmarks groups predict      # some of them; the others' rows are kept
+python -m benchmarks --rounds 1 train    # a first look
+"""
+
+import argparse
+import datetime
+import io
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cervix_utils import paths, synthetic
+
+HERE = Path(__file__).parent
+MAKEFILE = {
+    name: value
+    for name, value in re.findall(r"^export (\w+) = (.*)$", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    if name.startswith("MALLOC")
+}
+TRAINED = {"resnet101": ("herlev", 128), "resnet50": ("colposcopy", 224)}
+COLUMNS = ["what", "against", "unit", "ours", "other", "ratio", "low", "high", "aim", "rounds", "note"]
+
+
+def run(side: str, **arguments) -> dict:
+    """One side in a fresh process; sides of ours get the environment that the Makefile gives to every command."""
+    ours = "ours" in side or side in ("train_bare", "read_folder", "memory_of_training", "split_folds")
+    env = os.environ | (MAKEFILE if ours else {}) | {"PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    env["CERVIX_CACHE"] = str(SCRATCH / "cache")
+    command = [sys.executable, "-m", "benchmarks.sides", side, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=paths.ROOT, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"benchmark side {side} {arguments} failed:\n{done.stderr[-3000:]}")
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"  {side} {arguments if len(str(arguments)) < 200 else ''}  {result['seconds']:.3f} s", flush=True)
+    return result
+
+
+def alternate(sides: dict[str, tuple[str, dict]], rounds: int) -> dict[str, list[dict]]:
+    """Every side once a round, in turn, so that a machine that slows down slows all of them."""
+    found = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, (side, arguments) in sides.items():
+            found[name].append(run(side, **arguments))
+    return found
+
+
+def rates(results: list[dict]) -> list[float]:
+    return [r["work"] / r["seconds"] for r in results]
+
+
+def row(
+    what: str, against: str, unit: str, ours: list[float], other: list[float], aim: str = "", note: str = ""
+) -> dict:
+    """Medians, and the ratio ours / other pair by pair: median, smallest, largest."""
+    ratio = [a / b for a, b in zip(ours, other)]
+    middle = statistics.median
+    numbers = {
+        "ours": middle(ours),
+        "other": middle(other),
+        "ratio": middle(ratio),
+        "low": min(ratio),
+        "high": max(ratio),
+    }
+    return dict(what=what, against=against, unit=unit, aim=aim, rounds=len(ours), note=note) | {
+        key: float(f"{value:.4g}") for key, value in numbers.items()
+    }
+
+
+def train(rounds: int, device: str = "auto") -> list[dict]:
+    """Whole fits with augmentation, against stock fastai and against a bare loop."""
+    rows = []
+    for architecture, (task, size) in TRAINED.items():
+        both = dict(folder="demo", task=task, architecture=architecture, size=size, batch=32, n=256, device=device)
+        found = alternate(
+            {"ours": ("train_ours", both), "bare": ("train_bare", both), "stock": ("train_stock", both)}, rounds
+        )
+        peak = statistics.median(run("matrix_rate", device=device)["tflops"] for _ in range(3))
+        used = statistics.median(r["tflops"] for r in found["bare"])
+        name = f"training {architecture} {size} px"
+        rows += [
+            row(name, "stock fastai", "img/s", rates(found["ours"]), rates(found["stock"]), "3"),
+            row(name, "bare loop in memory", "img/s", rates(found["ours"]), rates(found["bare"]), "0.92"),
+            row(f"matrix rate in the bare loop, {architecture}", "2048^3 product in bf16", "TFLOP/s", [used], [peak]),
+        ]
+    return rows
+
+
+def large(rounds: int) -> list[dict]:
+    """First epoch from 200 JPEGs of 12 megapixels."""
+    files = big_files(200)
+    rows = []
+    for network in (False, True):
+        both = dict(files=files, size=224, network=network)
+        found = alternate({"ours": ("epoch_ours", both), "stock": ("epoch_stock", both)}, rounds)
+        what = "first epoch of 12-megapixel JPEGs, " + ("ResNet-50, 224 px" if network else "reading alone")
+        second = [r["second"] for r in found["ours"]]
+        rows.append(
+            row(what, "stock fastai", "img/s", rates(found["ours"]), rates(found["stock"]), "8",
+                f"second epoch {statistics.median(second):.1f} s")
+        )  # fmt: skip
+    return rows
+
+
+def big_files(n: int) -> list[str]:
+    """JPEGs of 4128 x 3096 with the grain of a camera, drawn once."""
+    folder = SCRATCH / "large"
+    folder.mkdir(exist_ok=True)
+    small = sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 3, (4128, 3096, 3)).astype(np.float32)
+    for k in range(n):
+        file = folder / f"{k}.jpg"
+        if not file.exists():
+            scene = Image.open(small[k % len(small)]).convert("RGB").resize((3096, 4128), Image.Resampling.BICUBIC)
+            pixels = np.asarray(scene, np.float32) + np.roll(grain, int(rng.integers(4000)), axis=0)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, quality=90)
+    return [str(folder / f"{k}.jpg") for k in range(n)]
+
+
+def memory(rounds: int) -> list[dict]:
+    """Anonymous memory while training over more and more photographs."""
+    files = [
+        str(f)
+        for f in sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
+    ]
+    few, many = (run("memory_of_training", files=files, n=n, size=224) for n in (1000, 8215))
+    note = f"decoded data {few['data_mb']:.0f} and {many['data_mb']:.0f} MB"
+    return [
+        row(
+            "peak memory, 8215 photographs at 224 px",
+            "1000 photographs",
+            "MB",
+            [many["peak_mb"]],
+            [few["peak_mb"]],
+            "1",
+            note,
+        )
+    ]
+
+
+def predict(rounds: int) -> list[dict]:
+    both = dict(n=128, size=128)
+    found = alternate({"ours": ("predict_ours", both), "other": ("predict_plain", both)}, rounds)
+    return [
+        row(
+            "prediction with 4 flips, ResNet-101 128 px",
+            "plain loop in float32",
+            "img/s",
+            rates(found["ours"]),
+            rates(found["other"]),
+            "2",
+        )
+    ]
+
+
+def explain(rounds: int) -> list[dict]:
+    both = dict(n=6, size=128)
+    found = alternate({"ours": ("ig_ours", both), "other": ("ig_captum", both)}, rounds)
+    deltas = {name: statistics.median(r["delta"] for r in results) for name, results in found.items()}
+    note = f"median |delta| {deltas['ours']:.3g} against {deltas['other']:.3g}"
+    return [
+        row(
+            "Integrated Gradients, ResNet-101 128 px, 50 steps",
+            "captum's defaults",
+            "img/s",
+            rates(found["ours"]),
+            rates(found["other"]),
+            "3",
+            note,
+        )
+    ]
+
+
+def groups(rounds: int) -> list[dict]:
+    found = alternate({"ours": ("groups_ours", dict(n=8215)), "other": ("groups_pairs", dict(n=8215))}, rounds)
+    many = alternate({"ours": ("groups_ours", dict(n=100_000)), "other": ("groups_ours", dict(n=10_000))}, rounds)
+    exponent = [math.log10(a["seconds"] / b["seconds"]) for a, b in zip(*many.values())]
+    seconds = [[r["seconds"] for r in results] for results in many.values()]
+    return [
+        row("near-duplicates among 8215 hashes", "all pairs in Python", "images/s", rates(found["ours"]), rates(found["other"]), "50"),
+        row("near-duplicates among 100 000 hashes", "10 000 hashes", "s", *seconds, "below 100", f"exponent {statistics.median(exponent):.2f}"),
+    ]  # fmt: skip
+
+
+def reading(rounds: int) -> list[dict]:
+    """A folder of 8215 files: 200 drawn photographs, each under some forty names."""
+    folder = SCRATCH / "many"
+    if not folder.exists():
+        small = sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
+        for k in range(8215):
+            file = folder / f"train/Type_{1 + k % 3}/{k}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            data = io.BytesIO()
+            picture = Image.open(small[k % len(small)]).convert("RGB")
+            picture.putpixel((k % 240, k // 240), (255, 0, k % 256))
+            picture.save(data, "JPEG", quality=90)
+            file.write_bytes(data.getvalue())
+    cores = os.cpu_count()
+    found = alternate(
+        {name: ("read_folder", dict(folder=str(folder), cores=n)) for name, n in (("ours", cores), ("other", 1))},
+        rounds,
+    )
+    return [
+        row(
+            f"reading and checking 8215 photographs, {cores} cores",
+            "one core",
+            "files/s",
+            rates(found["ours"]),
+            rates(found["other"]),
+            f"near {cores}",
+        )
+    ]
+
+
+def imports(rounds: int) -> list[dict]:
+    """Seconds of each notebook's import cell, interpreter included."""
+    rows = []
+    for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        cells = json.loads(notebook.read_text())["cells"]
+        source = "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "code"))
+        both = {"ours": source, "other": "from fastai.vision.all import *"}
+        seconds = {
+            name: [timed([sys.executable, "-c", code]) for _ in range(rounds + 1)][1:] for name, code in both.items()
+        }
+        rows.append(
+            row(f"imports of {notebook.stem}", "from fastai.vision.all import *", "s", *seconds.values(), "0.7")
+        )
+    return rows
+
+
+def timed(command: list[str], **extra) -> float:
+    from time import perf_counter
+
+    start = perf_counter()
+    subprocess.run(command, cwd=paths.ROOT, check=True, capture_output=True, **extra)
+    return perf_counter() - start
+
+
+def demo(rounds: int) -> list[dict]:
+    """`make reports` on the demo from nothing, and again with nothing changed."""
+    env = os.environ | {"CERVIX_CACHE": str(SCRATCH / "demo-cache"), "CERVIX_REPORTS": str(SCRATCH / "demo-reports")}
+    first, second = (timed(["make", "reports"], env=env) for _ in range(2))
+    return [row("make reports (demo), second call", "first call", "s", [second], [first], "15 s; 360 s")]
+
+
+def curves(rounds: int) -> list[dict]:
+    """How seconds grow: one row a quantity, the exponent fitted over its range."""
+    train = dict(folder="demo", task="colposcopy", architecture="resnet50", batch=16)
+    files = [
+        str(f)
+        for f in sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
+    ]
+    quantities = {
+        "images, one epoch of ResNet-50 at 64 px": ("train_ours", [128, 256, 512, 1024], lambda n: train | dict(size=64, n=n)),
+        "side in pixels, one epoch of ResNet-50": ("train_ours", [64, 96, 128, 192, 256], lambda s: train | dict(size=s, n=64)),
+        "images, decoding and one pass at 224 px": ("memory_of_training", [1000, 2000, 4000, 8000], lambda n: dict(files=files, n=n, size=224)),
+        "hashes, near-duplicates": ("groups_ours", [3000, 10_000, 30_000, 100_000, 300_000], lambda n: dict(n=n)),
+        "images, groups and folds": ("split_folds", [1000, 3000, 10_000, 30_000], lambda n: dict(n=n, folds=4)),
+        "folds, groups and folds of 3000 images": ("split_folds", [2, 4, 8, 16], lambda k: dict(n=3000, folds=k)),
+    }  # fmt: skip
+    rows, points = [], []
+    for what, (side, values, arguments) in quantities.items():
+        results = [run(side, **arguments(value)) for value in values]
+        seconds = [r["seconds"] for r in results]
+        exponent = np.polyfit(np.log(values), np.log(seconds), 1)[0]
+        points += [
+            dict(what=what, x=x, seconds=s, memory_mb=r.get("peak_mb")) for x, s, r in zip(values, seconds, results)
+        ]
+        rows.append(
+            row(
+                f"cost of {what}",
+                f"{values[-1]:,} against {values[0]:,}",
+                "s",
+                [seconds[-1]],
+                [seconds[0]],
+                "",
+                f"exponent {exponent:.2f}",
+            )
+        )
+    pd.DataFrame(points).round(4).to_csv(HERE / "results" / f"{machine_name()}-curves.csv", index=False)
+    return rows
+
+
+SUITE = {f.__name__: f for f in (imports, groups, reading, predict, explain, train, large, memory, curves, demo)}
+
+
+def machine_name() -> str:
+    """Processor and cores (or GPU), as part of a file name."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    if not name and Path("/proc/cpuinfo").exists():
+        name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    return re.sub(r"\W+", "-", f"{name or platform.machine()} {os.cpu_count()} cores").strip("-").lower()
+
+
+def plot(table: pd.DataFrame, file: Path) -> None:
+    """Each ratio with its range; the line says equal."""
+    shown = table[table["aim"].astype(str).str.fullmatch(r"[\d.]+")].iloc[::-1]
+    fig, ax = plt.subplots(figsize=(9, 0.34 * len(shown) + 1), layout="constrained")
+    y = np.arange(len(shown))
+    ax.hlines(y, shown["low"], shown["high"], color="#4477AA", lw=2)
+    ax.plot(shown["ratio"], y, "o", color="#4477AA", label="measured (median, range)")
+    ax.plot(shown["aim"].astype(float), y, "|", color="#AA3377", ms=12, mew=2, label="aim")
+    ax.axvline(1, color="grey", lw=0.8)
+    ax.set(xscale="log", xlabel="ours / other", yticks=y, yticklabels=shown["what"] + "  /  " + shown["against"])
+    ax.legend(frameon=False, loc="lower right")
+    fig.savefig(file, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*SUITE, []], help="which comparisons (all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "cervix-benchmarks")
+    asked = parser.parse_args()
+    SCRATCH = asked.scratch
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    file = HERE / "results" / f"{machine_name()}.csv"
+    file.parent.mkdir(exist_ok=True)
+    for name in asked.names or SUITE:
+        print(name, flush=True)
+        fresh = pd.DataFrame(SUITE[name](asked.rounds), columns=COLUMNS).assign(
+            suite=name, date=datetime.date.today().isoformat(), torch=version("torch"), fastai=version("fastai")
+        )
+        kept = pd.read_csv(file, dtype={"aim": str}, keep_default_na=False) if file.exists() else fresh.head(0)
+        table = pd.concat([kept[kept["suite"] != name], fresh.astype({"aim": str})])
+        table = table.sort_values("suite", key=lambda s: s.map({n: k for k, n in enumerate(SUITE)}), kind="stable")
+        table.to_csv(file, index=False)
+        print(fresh[["what", "against", "ours", "other", "ratio", "aim", "note"]].to_string(index=False), flush=True)
+    plot(table, file.with_suffix(".svg"))
+    print(file)
