@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
 # seaborn, fastai and captum warn of each other's deprecations; nothing here acts on them
 export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning,ignore::UserWarning
-.PHONY: help lab reports test lint clean unlock config lock
+.PHONY: help lab reports test bench lint clean unlock config lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +32,9 @@ lab: .venv/.done  ## open JupyterLab on the notebooks
 
 test: .venv/.done  ## everything that CI runs
 	$(PY) -m pytest
+
+bench: .venv/.done  ## speed and memory against something else, into benchmarks/results: BENCH="groups predict" for some
+	$(PY) -m benchmarks $(BENCH)
 
 lint: .venv/.done  ## ruff on code and notebooks
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .
