@@ -19,7 +19,7 @@ help:  ## this list
 	@test -x .venv/bin/uv || { $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "Python 3.11, 3.12 or 3.13 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; }; \
 	  $(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q uv; }
-	.venv/bin/uv pip sync -q --python $(PY) requirements.lock
+	.venv/bin/uv pip sync -q --compile-bytecode --python $(PY) requirements.lock
 	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 

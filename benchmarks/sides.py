@@ -93,11 +93,11 @@ def train_bare(architecture: str, size: int, batch: int, n: int, task: str = "",
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cervix_utils import devices, learners, losses
+    from cervix_utils import devices, losses, networks
 
     recipe = recipe_of(architecture, size, batch)
     device, precision = devices.pick_device(device)
-    model = learners.network(architecture, recipe.head, len(recipe.classes)).to(
+    model = networks.network(architecture, recipe.head, len(recipe.classes)).to(
         device, memory_format=torch.channels_last
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, fused=True)
@@ -238,11 +238,11 @@ def memory_of_training(files: list[str], n: int, size: int):
 
 def predict_ours(n: int, size: int):
     """`training.outputs`: four flips, reduced precision, ResNet-101."""
-    from cervix_utils import devices, learners, training
+    from cervix_utils import devices, networks, training
 
     recipe, pictures = recipe_of("resnet101", size, 32), _pixels(n, size)
     precision = devices.pick_device("cpu")[1]
-    model = learners.network("resnet101", "linear", 5)
+    model = networks.network("resnet101", "linear", 5)
     training.outputs(model, pictures, np.arange(32), recipe, precision, 4)
     start = time.perf_counter()
     training.outputs(model, pictures, np.arange(n), recipe, precision, 4)
@@ -253,10 +253,10 @@ def predict_plain(n: int, size: int):
     """A plain PyTorch loop in float32, four flips."""
     import torch
 
-    from cervix_utils import learners
+    from cervix_utils import networks
 
     recipe, pictures = recipe_of("resnet101", size, 32), torch.from_numpy(_pixels(n, size))
-    model = learners.network("resnet101", "linear", 5).eval()
+    model = networks.network("resnet101", "linear", 5).eval()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
 
     @torch.inference_mode()
@@ -285,12 +285,12 @@ def explained(weights: str, size: int):
     """The severity score of a ResNet-101 whose every layer does something, as a function of pixels."""
     import torch
 
-    from cervix_utils import attribution, learners
+    from cervix_utils import attribution, networks
 
     torch.manual_seed(0)
-    state = learners.initial_state(weights, "resnet101") if weights else None
+    state = networks.initial_state(weights, "resnet101") if weights else None
     recipe = recipe_of("resnet101", size, 32)
-    model = learners.network("resnet101", "linear", 5, state)
+    model = networks.network("resnet101", "linear", 5, state)
     for module in model.modules():
         if not weights and isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.3)

@@ -8,11 +8,10 @@ import pandas as pd
 import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from cervix_utils import devices, losses
 from cervix_utils.images import BACKGROUND, CYTOPLASM, NUCLEUS
-from cervix_utils.learners import fold_batch_norms
+from cervix_utils.networks import fold_batch_norms
 
 REGIONS = {"nucleus": [NUCLEUS], "cytoplasm": [CYTOPLASM], "background": [BACKGROUND], "unknown": [0, 1]}
 
@@ -53,6 +52,8 @@ def baseline(kind: str, pixels: Tensor, masks: np.ndarray | None = None, mean: T
     if kind == "white":
         return torch.ones_like(pixels)
     if kind == "blurred":
+        from torchvision.transforms.functional import gaussian_blur  # here: torchvision takes two seconds to import
+
         side = pixels.shape[-1] // 2 * 2 + 1
         return gaussian_blur(pixels, [side // 4 * 2 + 1] * 2, [pixels.shape[-1] / 10] * 2)
     if kind == "mean" and mean is not None:

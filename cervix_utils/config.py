@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import fastjsonschema
 import yaml
 
 from cervix_utils import paths
@@ -44,14 +44,15 @@ def validate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     complete = {key: values.get(key, entry["default"]) for key, entry in entries.items()}
     for key, value in complete.items():
         try:
-            jsonschema.validate(value, entries[key])
+            fastjsonschema.validate(entries[key], value)
             if isinstance(value, float) and (entries[key].get("type") != "number" or not math.isfinite(value)):
-                raise jsonschema.ValidationError(f"{value} is not of type '{entries[key].get('type')}', or not finite")
-        except jsonschema.ValidationError as error:
+                raise fastjsonschema.JsonSchemaValueException(f"data must be a finite {entries[key].get('type')}")
+        except fastjsonschema.JsonSchemaValueException as error:
             hint = " (in YAML write 1.0e-3, not 1e-3)" if "number" in str(entries[key].get("type")) else ""
             allowed = entries[key].get("enum", entries[key].get("type"))
             raise ConfigError(
-                f"key '{key}' in {where}: {error.message}; allowed: {allowed}{hint}. {entries[key]['description']}"
+                f"key '{key}' in {where}: {value!r} will not do, it {error.message.replace('data', '', 1).strip()}; "
+                f"allowed: {allowed}{hint}. {entries[key]['description']}"
             ) from None
     return complete
 

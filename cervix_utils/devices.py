@@ -24,3 +24,13 @@ def pick_device(device: str = "auto", precision: str = "auto") -> tuple[str, str
 def autocast(device: str, precision: str):
     """Context in which a forward pass runs in ``precision``."""
     return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def name(device: str) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def threads() -> int:
+    """Threads that a CPU computation uses; sums, and so results, depend on it in the last digits."""
+    return torch.get_num_threads()

@@ -1,7 +1,10 @@
 """Every path of the project, and the only path arithmetic in it."""
 
 import os
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
@@ -30,3 +33,17 @@ def resolve(path: str | Path) -> Path:
 def run_dir(runs: str | Path, task: str, pipeline: str, protocol: str, fold: int) -> Path:
     """Folder of one trained network: ``<runs>/<task>/<pipeline>/<protocol>-<fold>``."""
     return Path(runs) / task / pipeline / f"{protocol}-{fold}"
+
+
+def public(value: Any) -> Any:
+    """``value`` fit to be mailed: in strings, at any depth, an absolute path is cut down to its last part."""
+    if isinstance(value, Mapping):
+        return {key: public(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if not isinstance(value, str | Path):
+        return value
+    if re.match(r"[/~]|\.\.[\\/]|[A-Za-z]:[\\/]|\\\\", text := str(value)):
+        name = PureWindowsPath(text).name  # knows both kinds of slash
+        return "folder" if name in {os.environ.get(key) for key in ("USER", "LOGNAME", "USERNAME")} else name
+    return re.sub(r"(?<![\w.:/\\<])(?:~?/|[A-Za-z]:[\\/])[^\s\"'<>]*[/\\]([^\s\"'<>/\\]+)", r"\1", text)

@@ -4,8 +4,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import bleach
@@ -15,6 +14,8 @@ from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
+
+from cervix_utils import paths
 
 DISCLAIMER = (
     "Research use only. This is not a medical device, and nothing on this page may guide anyone's care. "
@@ -76,20 +77,6 @@ CONFIG = Config(
 )
 
 
-def public(value: Any) -> Any:
-    """``value`` fit to be mailed: in strings, at any depth, an absolute path is cut down to its last part."""
-    if isinstance(value, Mapping):
-        return {key: public(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [public(item) for item in value]
-    if not isinstance(value, str | Path):
-        return value
-    if re.match(r"[/~]|\.\.[\\/]|[A-Za-z]:[\\/]|\\\\", text := str(value)):
-        name = PureWindowsPath(text).name  # knows both kinds of slash
-        return "folder" if name in {os.environ.get(key) for key in ("USER", "LOGNAME", "USERNAME")} else name
-    return re.sub(r"(?<![\w.:/\\<])(?:~?/|[A-Za-z]:[\\/])[^\s\"'<>]*[/\\]([^\s\"'<>/\\]+)", r"\1", text)
-
-
 def write(path: Path, text: str) -> Path:
     """Write ``text`` whole or not at all: a temporary name in the same folder, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +125,7 @@ def _prepare(notebook: nbformat.NotebookNode) -> bool:
         cell.outputs = [output for output in cell.outputs if failed or output.get("name") != "stderr"]
         if label := next((names[tag] for tag in cell.metadata.get("tags", []) if tag in names), ""):
             cell.metadata["report_label"] = label
-            cell.source = re.sub(r"([\"'])(.*?)\1", lambda m: m[1] + public(m[2]) + m[1], cell.source)
+            cell.source = re.sub(r"([\"'])(.*?)\1", lambda m: m[1] + paths.public(m[2]) + m[1], cell.source)
     return failed
 
 

@@ -13,11 +13,9 @@ from platform import python_version
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
-import nbformat
 import pandas as pd
 
-from cervix_utils import paths, rendering
+from cervix_utils import paths
 
 PACKAGES = ("torch", "torchvision", "fastai", "captum", "papermill", "cervix-notebooks")
 _QUIET: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
@@ -25,6 +23,8 @@ _QUIET: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout":
 
 def notebook_seconds(report_dir: Path) -> dict[str, float]:
     """Stem of each executed notebook in ``report_dir`` -> seconds that papermill took for it."""
+    import nbformat  # here, and `rendering` below: notebooks that only state their provenance start without
+
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in sorted(report_dir.glob("*.ipynb"))}
     seconds = {stem: book.metadata.get("papermill", {}).get("duration") for stem, book in notebooks.items()}
     return {stem: value for stem, value in seconds.items() if value is not None}
@@ -72,10 +72,10 @@ def provenance(
     root = settings.get("data_root") or os.environ.get("CERVIX_DATA", "")
     start = initialisation if isinstance(initialisation, Mapping) else {"": initialisation}
     facts = {"configuration": settings.get("report_name", "unknown")}
-    folder = rendering.public(Path(root).absolute()) if root else "not given"
+    folder = paths.public(Path(root).absolute()) if root else "not given"
     facts["data"] = "demo (drawn pictures)" if root == "demo" else folder
     facts |= {f"data fingerprint, {name}": value[:16] for name, value in fingerprints.items()}
-    facts |= {f"initialisation, {name}".rstrip(", "): rendering.public(value) for name, value in start.items()}
+    facts |= {f"initialisation, {name}".rstrip(", "): paths.public(value) for name, value in start.items()}
     facts["device"] = device
     facts |= {key: settings[key] for key in ("precision", "seed") if key in settings}
     facts |= {"commit": commit(), **versions(), "date (UTC)": datetime.now(UTC).strftime("%Y-%m-%d %H:%M")}
@@ -86,12 +86,14 @@ def write_run_json(
     path: Path, settings: Mapping[str, Any], fingerprints: Mapping[str, str], seconds: Mapping[str, float]
 ) -> Path:
     """Write the record of a run: versions, commit, configuration, seconds per notebook, data fingerprints."""
+    from cervix_utils import rendering
+
     record = {
         "name": path.parent.name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "versions": versions(),
-        "configuration": rendering.public(settings),
+        "configuration": paths.public(settings),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "data_fingerprint": dict(fingerprints),
     }
@@ -113,6 +115,10 @@ def headline(results: pd.DataFrame) -> dict[tuple[str, str, str, str], dict[str,
 
 def _cards(report_dir: Path) -> list[dict[str, Any]]:
     """One entry a notebook; its pages are the protocols and folds it was run for."""
+    import nbformat
+
+    from cervix_utils import rendering
+
     cards: dict[str, dict[str, Any]] = {}
     for html in sorted(report_dir.glob("[0-9][0-9]_*.html")):
         if not (path := html.with_suffix(".ipynb")).exists():
@@ -132,6 +138,10 @@ def _cards(report_dir: Path) -> list[dict[str, Any]]:
 
 def write_index(report_dir: Path, name: str) -> Path:
     """Write ``report_dir/index.html`` from its results.csv, run.json and executed notebooks."""
+    import jinja2
+
+    from cervix_utils import rendering
+
     results, run = report_dir / "results.csv", report_dir / "run.json"
     keys = ["task", "pipeline", "metric"]
     table = pd.read_csv(results) if results.exists() else pd.DataFrame(columns=[*keys, "protocol", "paper"])

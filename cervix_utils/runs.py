@@ -4,22 +4,37 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from cervix_utils import paths
+from cervix_utils import datasets, paths
+from cervix_utils.recipes import Recipe
+
+if TYPE_CHECKING:
+    import torch  # PyTorch and fastai are imported where they are needed: a notebook that reads runs starts without
 
 FILES = ["model.safetensors", "recipe.json", "history.csv", "predictions.csv"]
 # code that decides what a run holds
-MODULES = ["images", "decoded", "datasets", "splits", "recipes", "losses", "devices", "learners", "training"]
+MODULES = [
+    "images",
+    "decoded",
+    "datasets",
+    "splits",
+    "recipes",
+    "losses",
+    "devices",
+    "networks",
+    "learners",
+    "training",
+]
 NAMES = ["id", "group", "part", "label"]  # text columns of predictions.csv
 PACKAGES = ["torch", "torchvision", "fastai", "pillow", "numpy"]
 
@@ -46,7 +61,7 @@ class Run:
         return self.predictions[self.predictions["part"] == "test"].reset_index(drop=True)
 
 
-def folder_of(runs_dir: Path, recipe) -> Path:
+def folder_of(runs_dir: Path, recipe: Recipe) -> Path:
     """``<runs_dir>/<task>/<pipeline>/<protocol>-<fold>``."""
     return paths.run_dir(runs_dir, recipe.task, recipe.pipeline, recipe.protocol, recipe.fold)
 
@@ -56,12 +71,16 @@ def key(facts: dict, split: pd.DataFrame) -> str:
     code = [Path(__file__).with_name(f"{name}.py").read_text() for name in MODULES]
     versions = [version(package) for package in PACKAGES]
     parts = split[["id", "group", "part", "label"]].to_csv(index=False)
-    everything = json.dumps([facts, torch.get_num_threads(), versions, code, parts], sort_keys=True)
+    everything = json.dumps([facts, versions, code, parts], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
-def write(folder: Path, model: torch.nn.Module, recipe: dict, history: pd.DataFrame, predictions: pd.DataFrame) -> Run:
+def write(
+    folder: Path, model: "torch.nn.Module", recipe: dict, history: pd.DataFrame, predictions: pd.DataFrame
+) -> Run:
     """Write a run beside its place and move it there in one step; an older run there is replaced."""
+    from safetensors.torch import save_file
+
     recipe = {
         **recipe,
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
@@ -115,6 +134,37 @@ def find(folder: Path, key: str) -> Run | None:
     return found if found.recipe.get("key") == key else None
 
 
+def obtain(split: pd.DataFrame, recipe: Recipe, runs_dir: Path, device: str = "auto", precision: str = "auto") -> Run:
+    """Train, predict and keep one run folder; a finished one of the same recipe, data and code is read instead."""
+    from cervix_utils import devices, networks
+
+    device, precision = devices.pick_device(device, precision)
+    folder = folder_of(runs_dir, recipe)
+    facts = {
+        **asdict(recipe),
+        "device": devices.name(device),
+        "threads": devices.threads(),
+        "precision": precision,
+        "initialisation": networks.describe_weights(recipe.weights, recipe.architecture),
+        "data_fingerprint": datasets.fingerprint(split),
+        "parts": split["part"].value_counts().to_dict(),
+    }
+    facts["weights"] = recipe.weights if recipe.weights in ("imagenet", "none") else facts["initialisation"]
+    facts["key"] = key(facts, split)
+    if found := find(folder, facts["key"]):
+        print(f"{recipe.name}  read from a finished run of the same recipe, data and code", flush=True)
+        return found
+    from cervix_utils import learners, training  # here: where finished runs are read fastai is not needed
+
+    start = time.perf_counter()
+    learn = learners.build(split, recipe, device)
+    history, facts["epoch_kept"] = training.fit(learn, recipe, device, precision)
+    facts["seconds_training"] = round(time.perf_counter() - start, 1)
+    predictions = training.predict(learn.model, split, recipe, precision)
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    return write(folder, learn.model, facts, history, predictions)
+
+
 def all_runs(runs_dir: Path, task: str) -> Iterator[Run]:
     """Every finished run of a task, sorted by pipeline, protocol and fold."""
     for file in sorted((runs_dir / task).glob("*/*/recipe.json")):
@@ -122,9 +172,11 @@ def all_runs(runs_dir: Path, task: str) -> Iterator[Run]:
             yield read(file.parent)
 
 
-def load_model(run: Run, device: str = "cpu") -> torch.nn.Module:
+def load_model(run: Run, device: str = "cpu") -> "torch.nn.Module":
     """The trained network of a run, in evaluation mode: architecture from its recipe, weights from safetensors."""
-    from cervix_utils.learners import network  # here, so that reading predictions does not import torchvision
+    from safetensors.torch import load_file
+
+    from cervix_utils.networks import network  # here, so that reading predictions does not import PyTorch
 
     state = load_file(run.folder / "model.safetensors", device="cpu")
     outputs = 1 if run.recipe["pipeline"] == "regression" else sum(c.startswith("p_") for c in run.predictions)

@@ -3,8 +3,6 @@
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from cervix_utils import datasets, decoded, devices, learners, runs
+from cervix_utils import decoded, devices, learners, networks
 from cervix_utils.recipes import Recipe
 
 
@@ -114,7 +112,7 @@ def outputs(
     model: torch.nn.Module, pictures: decoded.Decoded, rows: np.ndarray, recipe: Recipe, precision: str, flips: int
 ) -> np.ndarray:
     """Class probabilities (n, n_classes) or scores (n, 1) of some ``rows``, averaged over ``flips`` views."""
-    model = learners.fold_batch_norms(model)
+    model = networks.fold_batch_norms(model)
     device = next(model.parameters()).device
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     views = [(), (3,), (2,), (2, 3)][:flips]
@@ -145,29 +143,3 @@ def predict(model: torch.nn.Module, split: pd.DataFrame, recipe: Recipe, precisi
         severity = np.arange(1, len(recipe.classes) + 1)
         table["score"] = values @ severity if values.shape[1] > 1 else values[:, 0]
     return table
-
-
-def run(split: pd.DataFrame, recipe: Recipe, runs_dir: Path, device: str = "auto", precision: str = "auto") -> runs.Run:
-    """Train, predict and keep one run folder; a finished one of the same recipe, data and code is read instead."""
-    device, precision = devices.pick_device(device, precision)
-    folder = runs.folder_of(runs_dir, recipe)
-    facts = {
-        **asdict(recipe),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "precision": precision,
-        "initialisation": learners.describe_weights(recipe.weights, recipe.architecture),
-        "data_fingerprint": datasets.fingerprint(split),
-        "parts": split["part"].value_counts().to_dict(),
-    }
-    facts["weights"] = recipe.weights if recipe.weights in ("imagenet", "none") else facts["initialisation"]
-    facts["key"] = runs.key(facts, split)
-    if found := runs.find(folder, facts["key"]):
-        print(f"{recipe.name}  read from a finished run of the same recipe, data and code", flush=True)
-        return found
-    start = time.perf_counter()
-    learn = learners.build(split, recipe, device)
-    history, facts["epoch_kept"] = fit(learn, recipe, device, precision)
-    facts["seconds_training"] = round(time.perf_counter() - start, 1)
-    predictions = predict(learn.model, split, recipe, precision)
-    facts["seconds"] = round(time.perf_counter() - start, 1)
-    return runs.write(folder, learn.model, facts, history, predictions)

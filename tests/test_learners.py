@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from cervix_utils import config, devices, learners, losses, metrics, recipes, runs, splits, training  # noqa: F401
+from cervix_utils import config, devices, learners, losses, metrics, networks, recipes, runs, splits, training  # noqa: F401
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,7 +115,7 @@ def test_classes_and_accuracy_of_both_kinds_of_output():
 def resnet50() -> dict[str, torch.Tensor]:
     """Weights of a ResNet-50 whose every branch does something, running statistics included."""
     torch.manual_seed(0)
-    state = learners.network("resnet50", "linear", 5).state_dict()
+    state = networks.network("resnet50", "linear", 5).state_dict()
     for key, value in state.items():
         if "running_var" in key or ("bn" in key and "weight" in key):
             value.uniform_(0.6, 1.1)
@@ -125,8 +125,8 @@ def resnet50() -> dict[str, torch.Tensor]:
 
 
 def test_a_grown_resnet101_computes_the_same_function_until_it_is_trained(resnet50):
-    small = learners.network("resnet50", "linear", 5, resnet50).eval()
-    grown = learners.network("resnet101", "linear", 5, learners.grow_resnet101(resnet50)).eval()
+    small = networks.network("resnet50", "linear", 5, resnet50).eval()
+    grown = networks.network("resnet101", "linear", 5, networks.grow_resnet101(resnet50)).eval()
     grown.fc.load_state_dict(small.fc.state_dict())
     x = torch.rand(2, 3, 48, 48)
     with torch.inference_mode():
@@ -138,11 +138,11 @@ def test_a_grown_resnet101_computes_the_same_function_until_it_is_trained(resnet
 
 @pytest.mark.parametrize(("architecture", "head"), [("resnet50", "linear"), ("resnet18", "paper")])
 def test_a_network_with_folded_norms_computes_the_same_function(resnet50, architecture, head):
-    model = learners.network(architecture, head, 5, resnet50 if architecture == "resnet50" else None).train()
+    model = networks.network(architecture, head, 5, resnet50 if architecture == "resnet50" else None).train()
     x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model(x)  # running statistics of its own
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = learners.fold_batch_norms(model)
+    folded = networks.fold_batch_norms(model)
     with torch.inference_mode():
         expected = model.eval()(x)
         np.testing.assert_allclose(folded(x), expected, rtol=0, atol=1e-4 * expected.abs().max())
@@ -151,7 +151,7 @@ def test_a_network_with_folded_norms_computes_the_same_function(resnet50, archit
 
 
 def test_copies_in_a_grown_network_are_its_own(resnet50):
-    grown = learners.grow_resnet101(resnet50)
+    grown = networks.grow_resnet101(resnet50)
     pointers = [value.data_ptr() for key, value in grown.items() if key.endswith("conv1.weight")]
     assert len(pointers) == len(set(pointers)) == 1 + 33
 
@@ -171,8 +171,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(tmp_path, zipped):
     file, proof = tmp_path / "weights.pth", tmp_path / "ran"
     bad = {"conv1.weight": Evil(proof)}
     torch.save(bad, file) if zipped else file.write_bytes(pickle.dumps(bad))
-    with pytest.raises(learners.WeightsError, match=r"weights\.pth.*not loaded: save a state dict"):
-        learners.read_weights(file)
+    with pytest.raises(networks.WeightsError, match=r"weights\.pth.*not loaded: save a state dict"):
+        networks.read_weights(file)
     assert not proof.exists()
     torch.load(file, weights_only=False) if zipped else pickle.loads(file.read_bytes())
     assert proof.exists()  # the trap works
@@ -195,14 +195,14 @@ def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(tmp_path, zipped):
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path, content, words):
     file = tmp_path / "weights.pth"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
-    with pytest.raises(learners.WeightsError, match=words) as error:
-        learners.read_weights(file)
+    with pytest.raises(networks.WeightsError, match=words) as error:
+        networks.read_weights(file)
     assert str(file) in str(error.value)
 
 
 def test_a_missing_file_is_named_with_the_alternatives(tmp_path):
-    with pytest.raises(learners.WeightsError, match=r"no\.pth does not exist: .*'imagenet' or 'none'"):
-        learners.read_weights(tmp_path / "no.pth")
+    with pytest.raises(networks.WeightsError, match=r"no\.pth does not exist: .*'imagenet' or 'none'"):
+        networks.read_weights(tmp_path / "no.pth")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -210,7 +210,7 @@ def test_half_precision_is_read_as_float32_and_counters_stay_integers(tmp_path, 
     state = {"w": torch.tensor([1.5, -2.0]).half(), "n": torch.tensor([7])}
     file = tmp_path / f"w{suffix}"
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
-    found = learners.read_weights(file)
+    found = networks.read_weights(file)
     assert found["w"].dtype == torch.float32 and found["w"].tolist() == [1.5, -2]
     assert found["n"].dtype == torch.int64
 
@@ -227,40 +227,40 @@ def test_half_precision_is_read_as_float32_and_counters_stay_integers(tmp_path, 
     ids=["missing", "unexpected", "shape", "prefix", "empty"],
 )
 def test_weights_of_another_network_are_refused_by_name(spoil):
-    good = learners.network("resnet18", "linear", 5).state_dict()
-    learners.network("resnet18", "paper", 3, good)
-    with pytest.raises(learners.WeightsError, match=r"not of a resnet18: .*first: .*give weights of a resnet18"):
-        learners.network("resnet18", "linear", 5, spoil(good))
+    good = networks.network("resnet18", "linear", 5).state_dict()
+    networks.network("resnet18", "paper", 3, good)
+    with pytest.raises(networks.WeightsError, match=r"not of a resnet18: .*first: .*give weights of a resnet18"):
+        networks.network("resnet18", "linear", 5, spoil(good))
 
 
 def test_weights_fill_all_but_the_head():
-    state = {k: torch.full_like(v, 3) for k, v in learners.network("resnet18", "linear", 1000).state_dict().items()}
-    found = learners.network("resnet18", "linear", 5, state).state_dict()
+    state = {k: torch.full_like(v, 3) for k, v in networks.network("resnet18", "linear", 1000).state_dict().items()}
+    found = networks.network("resnet18", "linear", 5, state).state_dict()
     assert all((value == 3).all() for key, value in found.items() if not key.startswith("fc."))
     assert found["fc.0.weight"].shape == (5, 512) and (found["fc.0.weight"] != 3).all()
 
 
 def test_grown_needs_an_origin_and_none_is_none(tmp_path):
-    assert learners.initial_state("none", "resnet50") is None
-    with pytest.raises(learners.WeightsError, match="weights_resnet50"):
-        learners.initial_state("grown:none", "resnet101")
+    assert networks.initial_state("none", "resnet50") is None
+    with pytest.raises(networks.WeightsError, match="weights_resnet50"):
+        networks.initial_state("grown:none", "resnet101")
 
 
 def test_without_network_the_message_says_what_to_fetch_and_where_to_put_it(monkeypatch):
     def offline(self, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(type(learners.get_weight(learners.IMAGENET["resnet50"])), "get_state_dict", offline)
+    monkeypatch.setattr(type(networks.get_weight(networks.IMAGENET["resnet50"])), "get_state_dict", offline)
     with pytest.raises(
-        learners.WeightsError, match=r"no route to host.*https://.*resnet50.*checkpoints.*weights_resnet50="
+        networks.WeightsError, match=r"no route to host.*https://.*resnet50.*checkpoints.*weights_resnet50="
     ):
-        learners.initial_state("imagenet", "resnet50")
+        networks.initial_state("imagenet", "resnet50")
 
 
 def test_descriptions_name_the_file_by_digest_and_not_its_place(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"x")
-    assert learners.describe_weights("none", "resnet50") == "resnet50, random initialisation (no pretraining)"
-    found = learners.describe_weights(f"grown:{tmp_path / 'w.pth'}", "resnet101")
+    assert networks.describe_weights("none", "resnet50") == "resnet50, random initialisation (no pretraining)"
+    found = networks.describe_weights(f"grown:{tmp_path / 'w.pth'}", "resnet101")
     assert found == "resnet101 grown from: resnet50, state dict w.pth (sha256 2d711642b726)"
 
 
@@ -268,7 +268,7 @@ def test_descriptions_name_the_file_by_digest_and_not_its_place(tmp_path):
 
 
 def test_head_of_paper_c():
-    model = learners.network("resnet50", "paper", 3)
+    model = networks.network("resnet50", "paper", 3)
     assert [type(layer) for layer in model.fc] == [nn.Linear, nn.ReLU, nn.Linear]
     assert [(layer.in_features, layer.out_features) for layer in model.fc if isinstance(layer, nn.Linear)] == [
         (2048, 100),
@@ -281,14 +281,14 @@ def test_pipelines_of_paper_h_differ_in_outputs_and_loss_alone(pipeline, n):
     recipe, other = (recipes.herlev(config.validate({}, "defaults"), name) for name in (pipeline, "combined"))
     assert replace(recipe, pipeline="combined") == other
     assert recipe.architecture == "resnet101" and learners.n_outputs(recipe) == n
-    model = learners.network("resnet18", recipe.head, n)
+    model = networks.network("resnet18", recipe.head, n)
     assert [type(layer) for layer in model.fc] == [nn.Linear] and model.fc[0].out_features == n
     assert (model.fc[0].bias == 3).all() == (n == 1)  # starts in the middle of the scale
 
 
 @pytest.mark.parametrize("head", ["paper", "linear"])
 def test_parameter_groups_cover_every_parameter_once(head):
-    model = learners.network("resnet18", head, 3)
+    model = networks.network("resnet18", head, 3)
     groups = learners.body_and_head(model)
     ids = [id(p) for group in groups for p in group]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
@@ -390,7 +390,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(split_of, make, caps
 def test_predictions_keep_the_contract(split_of, pipeline):
     recipe, split = herlev(pipeline, test_flips=1), split_of("herlev")
     torch.manual_seed(0)
-    model = learners.network("resnet18", "linear", learners.n_outputs(recipe))
+    model = networks.network("resnet18", "linear", learners.n_outputs(recipe))
     found = training.predict(model, split, recipe, "float32")
     metrics.check_predictions(found, "herlev")
     pd.testing.assert_frame_equal(found[["id", "group", "part", "label"]], split[["id", "group", "part", "label"]])
@@ -414,14 +414,14 @@ def test_predictions_keep_the_contract(split_of, pipeline):
 
 
 def test_colposcopy_predictions_keep_the_contract(split_of):
-    model = learners.network("resnet18", "paper", 3)
+    model = networks.network("resnet18", "paper", 3)
     metrics.check_predictions(training.predict(model, split_of("colposcopy"), colposcopy(), "float32"), "colposcopy")
 
 
 @pytest.mark.parametrize("flips", [1, 2, 4])
 def test_flips_at_test_time_make_the_answer_the_same_for_the_flipped_picture(flips):
     torch.manual_seed(0)
-    model, recipe = learners.network("resnet18", "linear", 5), herlev()
+    model, recipe = networks.network("resnet18", "linear", 5), herlev()
     model.fc[0].weight.data *= 30
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     answer = lambda x: training.outputs(model, x.numpy(), np.arange(2), recipe, "float32", flips)  # noqa: E731
@@ -468,7 +468,7 @@ def test_a_finished_run_is_read_and_a_changed_recipe_or_table_trains_again(split
     fit = training.fit
     monkeypatch.setattr(training, "fit", lambda *args: fits.append(args[1]) or fit(*args))
     split, recipe = split_of("colposcopy"), colposcopy()
-    run = lambda split, recipe: training.run(split, recipe, tmp_path, "cpu", "float32")  # noqa: E731
+    run = lambda split, recipe: runs.obtain(split, recipe, tmp_path, "cpu", "float32")  # noqa: E731
     first, again = run(split, recipe), run(split, recipe)
     assert len(fits) == 1 and "finished run" in capsys.readouterr().out
     pd.testing.assert_frame_equal(first.predictions, again.predictions)

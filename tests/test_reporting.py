@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cervix_utils import rendering, reporting
+from cervix_utils import paths, rendering, reporting
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(9)</script></svg>'
 BAD = "<img src=x onerror=alert(1)>.jpg"
@@ -232,7 +232,7 @@ def test_commit_is_that_of_this_checkout_only(tmp_path, monkeypatch):
      ({"k": ["/a/b", 1]}, {"k": ["b", 1]})],
 )  # fmt: skip
 def test_public(value, expected):
-    assert rendering.public(value) == expected
+    assert paths.public(value) == expected
 
 
 @pytest.fixture

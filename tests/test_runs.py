@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cervix_utils import config, learners, recipes, runs, splits, training  # noqa: F401 (runs.key digests their code)
+from cervix_utils import config, learners, networks, recipes, runs, splits, training  # noqa: F401 (runs.key digests their code)
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def predictions(n: int = 6, task: str = "colposcopy") -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
-    return learners.network("resnet18", "paper", 3)
+    return networks.network("resnet18", "paper", 3)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -90,7 +90,7 @@ def test_the_network_of_a_regression_has_one_output(tmp_path):
     table = predictions(6, "herlev").assign(score=2.5)
     table[[name for name in table if name.startswith("p_")]] = np.nan
     recipe = RECIPE | {"task": "herlev", "pipeline": "regression", "head": "linear"}
-    run = runs.write(tmp_path / "x", learners.network("resnet18", "linear", 1), recipe, HISTORY, table)
+    run = runs.write(tmp_path / "x", networks.network("resnet18", "linear", 1), recipe, HISTORY, table)
     assert runs.load_model(run)(torch.rand(2, 3, 32, 32)).shape == (2, 1)
     assert run.predictions.filter(like="p_").isna().all(axis=None)
 
