@@ -147,7 +147,7 @@ def test_a_failing_notebook_names_its_cell_and_leaves_no_report(tmp_path):
 
 BAD = {
     "herlev_epoch=3": "unknown key 'herlev_epoch' in demo.yaml with SET: did you mean 'herlev_epochs'?",
-    "herlev_epochs=many": "key 'herlev_epochs' in demo.yaml with SET: 'many' is not of type 'integer'",
+    "herlev_epochs=many": "key 'herlev_epochs' in demo.yaml with SET: 'many' will not do, it must be integer",
     "name=dmo": "no configuration",
     "data_root=/nowhere/at/all": "data root /nowhere/at/all does not exist",
     "weights_resnet50=/nowhere.pth": "weights_resnet50: there is no file /nowhere.pth",

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import get_weight
 
 from cervix_utils import config, devices, learners, losses, metrics, networks, recipes, runs, splits, training  # noqa: F401
 from cervix_utils.datasets import CLASSES
@@ -250,7 +251,7 @@ def test_without_network_the_message_says_what_to_fetch_and_where_to_put_it(monk
     def offline(self, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(type(networks.get_weight(networks.IMAGENET["resnet50"])), "get_state_dict", offline)
+    monkeypatch.setattr(type(get_weight(networks.IMAGENET["resnet50"])), "get_state_dict", offline)
     with pytest.raises(
         networks.WeightsError, match=r"no route to host.*https://.*resnet50.*checkpoints.*weights_resnet50="
     ):
@@ -476,7 +477,7 @@ def test_a_finished_run_is_read_and_a_changed_recipe_or_table_trains_again(split
     assert sorted(file.name for file in first.folder.iterdir()) == sorted(runs.FILES)
     facts = json.loads((first.folder / "recipe.json").read_text())
     assert facts["initialisation"] == "resnet18, random initialisation (no pretraining)"
-    assert facts["parts"] == {"train": 10, "valid": 5, "test": 5} and facts["device"] == "cpu"
+    assert facts["parts"] == {"train": 10, "valid": 5, "test": 5} and facts["device"] == "cpu" and facts["threads"] == 1
     assert run(split, replace(recipe, lr=0.01)).recipe["lr"] == 0.01 and len(fits) == 2
     run(split.assign(sha256="other pixels"), replace(recipe, lr=0.01))
     assert len(fits) == 3

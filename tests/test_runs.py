@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 from cervix_utils import config, learners, networks, recipes, runs, splits, training  # noqa: F401 (runs.key digests their code)
@@ -99,7 +100,7 @@ def full_disk(*arguments, **options):
     raise OSError(28, "No space left on device")
 
 
-STEPS = [(runs, "save_file"), (Path, "write_text"), (pd.DataFrame, "to_csv"), (Path, "rename")]
+STEPS = [(safetensors.torch, "save_file"), (Path, "write_text"), (pd.DataFrame, "to_csv"), (Path, "rename")]
 
 
 @pytest.mark.parametrize(("owner", "step"), STEPS, ids=[step for _, step in STEPS])
@@ -128,8 +129,10 @@ def test_the_old_run_survives_a_last_step_that_fails(tmp_path, model, monkeypatc
 
 
 def test_weights_that_cannot_be_written_are_named(tmp_path, model, monkeypatch):
-    save = runs.save_file
-    monkeypatch.setattr(runs, "save_file", lambda state, file: save(state, tmp_path / "gone" / "model.safetensors"))
+    save = safetensors.torch.save_file
+    monkeypatch.setattr(
+        safetensors.torch, "save_file", lambda state, file: save(state, tmp_path / "gone" / "model.safetensors")
+    )
     with pytest.raises(runs.RunError, match="could not be written"):
         runs.write(tmp_path / "paper-1", model, RECIPE, HISTORY, predictions())
 
@@ -175,9 +178,7 @@ def test_the_key_changes_with_recipe_parts_threads_and_code(monkeypatch):
     first = runs.key(facts, split)
     assert first == runs.key(dict(reversed(facts.items())), split.copy())
     others = [runs.key(facts | {"lr": 1.0}, split), runs.key(facts, split.assign(part="train"))]
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 99)
-        others.append(runs.key(facts, split))
+    others.append(runs.key(facts | {"threads": 99}, split))
     with monkeypatch.context() as patch:
         patch.setattr(runs.Path, "read_text", lambda self, **_: f"# edited {self.name}")
         others.append(runs.key(facts, split))
