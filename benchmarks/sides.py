@@ -9,6 +9,7 @@ import itertools
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +273,38 @@ def predict_plain(n: int, size: int):
     return {"seconds": time.perf_counter() - start, "work": n}
 
 
+def accuracy_of(
+    data: str, task: str, size: int, epochs: int, precision: str = "auto", without: str = "", weights: str = "none"
+):
+    """One fold trained and scored: accuracy, log-loss and seconds, ``without`` one of the shortcuts."""
+    from unittest import mock
+
+    from cervix_utils import config, datasets, devices, images, learners, metrics, networks, recipes, splits, training
+
+    settings = config.validate({"weights_resnet50": weights}, "benchmark")
+    make, pipeline = (recipes.herlev, "combined") if task == "herlev" else (recipes.colposcopy, "modern")
+    lr = 1e-3 if task == "herlev" else 3e-4
+    recipe = replace(make(settings, pipeline), architecture="resnet50", weights=weights, image_size=size, epochs=epochs)
+    recipe = replace(recipe, batch_size=16, lr=lr, lr_head=10 * lr)
+    table = splits.with_groups(datasets.load(data, task)[0], 8)
+    split = splits.assign_parts(table, task, "grouped", 0)
+    device, precision = devices.pick_device("cpu", precision)
+    whole = images.open_image
+    patches = {
+        "small JPEG decoding": mock.patch.object(images, "open_image", lambda path, least=0: whole(path)),
+        "folded norms": mock.patch.object(networks, "fold_batch_norms", lambda model: model.eval()),
+    }
+    start = time.perf_counter()
+    with patches.get(without, nullcontext()):
+        learn = learners.build(split.assign(sha256=split["sha256"] + without), recipe, device)
+        training.fit(learn, recipe, device, precision)
+        found = training.predict(learn.model, split.assign(sha256=split["sha256"] + without), recipe, precision)
+    seconds = time.perf_counter() - start
+    test = found[found["part"] == "test"].reset_index(drop=True)
+    numbers = metrics.intervals(test, task, 300, 0).set_index("metric").loc[["accuracy", "log_loss"]]
+    return {"seconds": seconds, "work": len(test), "numbers": numbers[["value", "low", "high"]].round(3).T.to_dict()}
+
+
 def _pixels(n: int, size: int) -> np.ndarray:
     """Smooth random pictures, uint8 (n, 3, size, size)."""
     from scipy import ndimage
@@ -281,59 +314,54 @@ def _pixels(n: int, size: int) -> np.ndarray:
     return (128 + 60 * smooth / smooth.std()).clip(0, 255).astype(np.uint8)
 
 
-def explained(weights: str, size: int):
-    """The severity score of a ResNet-101 whose every layer does something, as a function of pixels."""
+def explained(n: int, size: int):
+    """(model, recipe, pixels): a ResNet-101 from random weights whose every layer does something, logits of unit spread."""
     import torch
 
     from cervix_utils import attribution, networks
 
     torch.manual_seed(0)
-    state = networks.initial_state(weights, "resnet101") if weights else None
-    recipe = recipe_of("resnet101", size, 32)
-    model = networks.network("resnet101", "linear", 5, state)
-    for module in model.modules():
-        if not weights and isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.constant_(module.weight, 0.3)
+    recipe, pixels = recipe_of("resnet101", size, 32), attribution.to_float(_pixels(n, size))
+    model = networks.network("resnet101", "linear", 5).eval()
     with torch.no_grad():
-        model.fc[0].weight *= 20
-    return attribution, attribution.FromPixels(model, recipe.mean, recipe.std)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_(0.7)
+        model.fc[0].weight /= model(pixels).std(dim=0).mean()
+    return model, recipe, pixels
 
 
-def ig_ours(n: int, size: int, steps: int = 50, weights: str = ""):
-    """`attribution.integrated_gradients` on a ResNet-101."""
-    from cervix_utils import devices
+def ig_ours(n: int, size: int, steps: int = 50, precision: str = "float32", keep: str = ""):
+    """`attribution.integrated_gradients` on a ResNet-101; the maps go to the file ``keep``."""
+    from cervix_utils import attribution
 
-    attribution, network = explained(weights, size)
-    pixels = attribution.to_float(_pixels(n, size))
-    start_at = attribution.baseline("white", pixels)
-    precision = devices.pick_device("cpu")[1]
-    function = attribution.severity(network)
-    attribution.integrated_gradients(function, pixels[:1], start_at[:1], steps, precision=precision)
+    model, recipe, pixels = explained(n, size)
+    function = attribution.severity(attribution.FromPixels(model, recipe.mean, recipe.std))
+    white = attribution.baseline("white", pixels)
+    attribution.integrated_gradients(function, pixels[:1], white[:1], 16, precision=precision)
     start = time.perf_counter()
-    maps, delta = attribution.integrated_gradients(function, pixels, start_at, steps, precision=precision)
+    maps, delta = attribution.integrated_gradients(function, pixels, white, steps, precision=precision)
     seconds = time.perf_counter() - start
-    return {
-        "seconds": seconds,
-        "work": n,
-        "delta": float(np.median(abs(delta))),
-        "at": maps[0, :: size // 8, :: size // 8].ravel().tolist(),
-    }
+    if keep:
+        np.save(keep, maps)
+    return {"seconds": seconds, "work": n, "delta": float(np.median(abs(delta)))}
 
 
-def ig_captum(n: int, size: int, steps: int = 50, weights: str = ""):
-    """captum's `IntegratedGradients` with its defaults: 50 steps, float32, one image at a time."""
+def ig_captum(n: int, size: int, steps: int = 50):
+    """captum's `IntegratedGradients` with its defaults: float32, one image at a time, parameters that ask for gradients."""
     from captum.attr import IntegratedGradients
+    from torch import nn
+    from torchvision.transforms import Normalize
 
-    attribution, network = explained(weights, size)
-    network.model.requires_grad_(True)
-    pixels = attribution.to_float(_pixels(n, size))
-    ig = IntegratedGradients(attribution.severity(network))
-    ig.attribute(pixels[:1], attribution.baseline("white", pixels[:1]))
+    from cervix_utils import attribution
+
+    model, recipe, pixels = explained(n, size)
+    ig = IntegratedGradients(attribution.severity(nn.Sequential(Normalize(recipe.mean, recipe.std), model)))
+    ig.attribute(pixels[:1], attribution.baseline("white", pixels[:1]), n_steps=16)
     start, deltas = time.perf_counter(), []
     for image in pixels.split(1):
-        _, delta = ig.attribute(
-            image, attribution.baseline("white", image), n_steps=steps, return_convergence_delta=True
-        )
+        white = attribution.baseline("white", image)
+        _, delta = ig.attribute(image, white, n_steps=steps, return_convergence_delta=True)
         deltas.append(abs(delta.item()))
     return {"seconds": time.perf_counter() - start, "work": n, "delta": float(np.median(deltas))}
 
