@@ -209,6 +209,7 @@ def _photographs(files: list[str]) -> pd.DataFrame:
 def memory_of_training(files: list[str], n: int, size: int):
     """Peak of anonymous memory in a fit over ``n`` photographs; the network is tiny, the way of the data is the real one."""
     import torch
+    from fastai.callback import progress  # noqa: F401 (gives Learner no_bar)
     from fastai.callback.core import Callback
     from fastai.learner import Learner
     from torch import nn
@@ -327,7 +328,9 @@ def explained(n: int, size: int):
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.fill_(0.7)
-        model.fc[0].weight /= model(pixels).std(dim=0).mean()
+        logits = model(pixels)
+        model.fc[0].weight /= logits.std(dim=0).mean()
+        model.fc[0].bias -= model(pixels).mean(dim=0)
     return model, recipe, pixels
 
 

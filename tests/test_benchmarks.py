@@ -1,0 +1,41 @@
+"""The benchmark suite itself: ratios are taken pair by pair, and every side that is asked for exists and runs."""
+
+import inspect
+import re
+
+import numpy as np
+
+from benchmarks import __main__ as suite
+from benchmarks import sides
+
+
+def test_ratios_are_medians_of_pairs_and_not_ratios_of_medians():
+    found = suite.row("x", "y", "s", [2.0, 30.0, 4.0], [1.0, 10.0, 8.0])
+    assert (found["ours"], found["other"]) == (4.0, 8.0)
+    assert (found["ratio"], found["low"], found["high"], found["rounds"]) == (2.0, 0.5, 3.0, 3)
+
+
+def test_every_side_that_the_suite_asks_for_exists():
+    asked = set(re.findall(r'\(?"([a-z]+_[a-z_]+)", (?:both|dict|\[)', inspect.getsource(suite)))
+    asked |= set(re.findall(r'run\("([a-z_]+)"', inspect.getsource(suite)))
+    assert len(asked) >= 12 and all(callable(getattr(sides, name)) for name in asked)
+
+
+def test_both_ways_to_find_near_duplicates_find_the_same():
+    assert sides.groups_ours(600)["pairs"] == sides.groups_pairs(600)["pairs"] >= 60
+
+
+def test_the_explained_network_is_not_saturated():
+    """Its gradients would be zero, and any two ways to integrate them the same."""
+    found = sides.ig_ours(2, 64, steps=4)
+    assert found["work"] == 2 and found["delta"] > 1e-4
+
+
+def test_the_makefile_settings_reach_our_sides():
+    assert set(suite.MAKEFILE) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"}
+    assert all(int(value) > 0 for value in suite.MAKEFILE.values())
+
+
+def test_pictures_for_timing_are_smooth_and_full_of_range():
+    pixels = sides._pixels(2, 64)
+    assert pixels.shape == (2, 3, 64, 64) and pixels.dtype == np.uint8 and 30 < pixels.std() < 90
