@@ -185,7 +185,7 @@ def explain(rounds: int) -> list[dict]:
     rows = []
     for name in sides:
         error = abs(maps[name] - maps["many"]).sum() / abs(maps["many"]).sum()
-        note = f"median |delta| {deltas[name]:.2g} against {deltas['captum']:.2g}; map {error:.0%} from 400 steps"
+        note = f"median delta {deltas[name]:.2g} against {deltas['captum']:.2g}; map {error:.0%} from 400 steps"
         what = f"Integrated Gradients, ResNet-101 128 px, 50 steps, {name}"
         rows.append(row(what, "captum's defaults", "img/s", rates(found[name]), rates(found["captum"]), "3", note))
     return rows
