@@ -59,25 +59,32 @@ def train_ours(folder: str, task: str, architecture: str, size: int, batch: int,
     return {"seconds": time.perf_counter() - start, "work": n // batch * batch}
 
 
+def stock_loaders(split: pd.DataFrame, size: int, batch: int, device: str):
+    """fastai's own way from files to batches, as its tutorials have it."""
+    from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms
+
+    return ImageDataLoaders.from_df(
+        split.assign(is_valid=split["part"] == "valid"),
+        path="/",
+        fn_col="path",
+        label_col="label",
+        valid_col="is_valid",
+        item_tfms=Resize(size),
+        batch_tfms=aug_transforms(),
+        bs=batch,
+        device="cpu" if device == "cpu" else None,
+    )
+
+
 def train_stock(folder: str, task: str, architecture: str, size: int, batch: int, n: int, device="auto", half=False):
     """fastai as its tutorials have it: `ImageDataLoaders`, `Resize`, `aug_transforms`, `vision_learner`, defaults."""
     import torchvision.models
-    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, aug_transforms, set_seed, vision_learner
+    from fastai.vision.all import accuracy, set_seed, vision_learner
 
     set_seed(0)
     learners = {}
     for name, split in {"warm": table_of(folder, task, 2 * batch), "timed": table_of(folder, task, n)}.items():
-        loaders = ImageDataLoaders.from_df(
-            split.assign(is_valid=split["part"] == "valid"),
-            path="/",
-            fn_col="path",
-            label_col="label",
-            valid_col="is_valid",
-            item_tfms=Resize(size),
-            batch_tfms=aug_transforms(),
-            bs=batch,
-            device="cpu" if device == "cpu" else None,
-        )
+        loaders = stock_loaders(split, size, batch, device)
         model = getattr(torchvision.models, architecture)
         learners[name] = vision_learner(loaders, model, pretrained=False, metrics=accuracy)
         learners[name] = learners[name].to_fp16() if half else learners[name]
@@ -173,20 +180,10 @@ def epoch_ours(files: list[str], size: int, network: bool):
 
 def epoch_stock(files: list[str], size: int, network: bool):
     """The same through stock fastai, which decodes every original in every epoch."""
-    from fastai.vision.all import ImageDataLoaders, Resize, accuracy, aug_transforms, resnet50, vision_learner
+    from fastai.vision.all import accuracy, resnet50, vision_learner
 
     split = _photographs(files)
-    loaders = ImageDataLoaders.from_df(
-        split.assign(is_valid=split["part"] == "valid"),
-        path="/",
-        fn_col="path",
-        label_col="label",
-        valid_col="is_valid",
-        item_tfms=Resize(size),
-        batch_tfms=aug_transforms(),
-        bs=20,
-        device="cpu",
-    )
+    loaders = stock_loaders(split, size, 20, "cpu")
     if network:
         learn = vision_learner(loaders, resnet50, pretrained=False, metrics=accuracy)
         with learn.no_bar(), learn.no_logging():
