@@ -76,8 +76,9 @@ def integrated_gradients(
     """Integrated Gradients (Sundararajan et al. 2017) of ``function`` from ``start`` to ``pixels``, one image at a time.
 
     Returns maps (n, s, s), summed over colours, in units of the function, and deltas (n,): sum of the map minus
-    (F(pixels) - F(start)), F in float32 whatever the ``precision`` of the gradients. ``literal`` is the sum printed in paper H section 4: m + 1 points of weight 1/m, the
-    closed trapezoid plus half of both ends; it overshoots by about (m + 1) / m. ``precision`` bf16 is faster, but its
+    (F(pixels) - F(start)), F in float32 whatever the ``precision`` of the gradients. ``literal`` is the sum printed in
+    paper H section 4: m + 1 points of weight 1/m, the closed trapezoid plus half of both ends; it overshoots by about
+    (m + 1) / m. ``precision`` bf16 is faster, but its
     rounding stays in the map however many steps are taken (see benchmarks/README.md): float32 is the default.
     """
     ig = IntegratedGradients(function)

@@ -74,7 +74,8 @@ def _read(folder: Path, n: int, size: int) -> Decoded | None:
 def _write(folder: Path, files: list[str], size: int) -> None:
     """Decode ``files`` on all cores, straight to disk: memory does not grow with their number."""
     needed, free = len(files) * size * size * 3, shutil.disk_usage(folder.parent).free
-    print(f"decoding {len(files)} pictures to {size} x {size}: {needed / 1e6:.0f} MB in {folder.parent}", flush=True)
+    place = paths.public(folder.parent)  # this line ends in reports, which name no folder of this machine
+    print(f"decoding {len(files)} pictures to {size} x {size}: {needed / 1e6:.0f} MB in {place}", flush=True)
     if needed > 0.95 * free:
         raise CacheError(
             f"{folder.parent} has {free / 1e9:.1f} GB free, the decoded pictures need {needed / 1e9:.1f} GB: "
