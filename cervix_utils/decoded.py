@@ -44,20 +44,20 @@ class Decoded:
         return found.transpose(0, 3, 1, 2)
 
 
-def open_squares(table: pd.DataFrame, size: int) -> Decoded:
-    """The pictures of ``table`` (path, sha256), padded to squares of ``size`` pixels, decoded if they are not yet.
+def open_squares(table: pd.DataFrame, size: int, window: int = 0) -> Decoded:
+    """The pictures of ``table`` (path, sha256) as squares of ``size`` pixels (see ``images.frame``), decoded if need be.
 
-    The folder in the cache is named after the content (hashes of the decoded originals, size, code), appears in one
+    The folder in the cache is named after the content (hashes of the decoded originals, size, window, code), appears in one
     step, and is made by one process while others wait. Raises CacheError where the disk has no room.
     """
-    made_of = [size, pillow, Path(images.__file__).read_text(), *table["sha256"]]
+    made_of = [size, window, pillow, Path(images.__file__).read_text(), *table["sha256"]]
     name = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     folder = paths.cache_dir() / f"squares-{size}-{name}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if (found := _read(folder, len(table), size)) is None:
             shutil.rmtree(folder, ignore_errors=True)
-            _write(folder, list(table["path"]), size)
+            _write(folder, list(table["path"]), size, window)
             found = _read(folder, len(table), size)
     return found
 
@@ -71,7 +71,7 @@ def _read(folder: Path, n: int, size: int) -> Decoded | None:
     return None
 
 
-def _write(folder: Path, files: list[str], size: int) -> None:
+def _write(folder: Path, files: list[str], size: int, window: int) -> None:
     """Decode ``files`` on all cores, straight to disk: memory does not grow with their number."""
     needed, free = len(files) * size * size * 3, shutil.disk_usage(folder.parent).free
     place = paths.public(folder.parent)  # this line ends in reports, which name no folder of this machine
@@ -87,7 +87,7 @@ def _write(folder: Path, files: list[str], size: int) -> None:
         pixels = np.lib.format.open_memmap(part / "pixels.npy", "w+", np.uint8, (len(files), size, size, 3))
 
         def decode(row: int) -> int:
-            pixels[row] = images.square(files[row], size)
+            pixels[row] = images.square(files[row], size, window)
             return zlib.crc32(pixels[row])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

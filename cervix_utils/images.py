@@ -67,19 +67,33 @@ def border_colour(image: Image.Image) -> tuple[int, int, int]:
     return tuple(int(value) for value in np.median(edge, axis=0))
 
 
-def square(file: str, size: int) -> np.ndarray:
-    """One picture padded to a square in its border colour, never squashed, and scaled: uint8 (size, size, 3), RGB."""
-    image = open_image(file, size)
-    return np.asarray(ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, border_colour(image)))
+def frame(image: Image.Image, size: int, window: int, fill: int | tuple[int, ...], resample: int) -> np.ndarray:
+    """The square a network sees, (size, size[, 3]), never squashed, beyond the image filled with ``fill``.
+
+    ``window`` 0: the whole image. Else the ``window`` x ``window`` original pixels in its middle, at the same
+    magnification for every image (0.201 um a pixel in Herlev).
+    """
+    if window:
+        canvas = Image.new(image.mode, (window, window), fill)
+        canvas.paste(image, ((window - image.width) // 2, (window - image.height) // 2))
+        image = canvas
+    return np.asarray(ImageOps.pad(image, (size, size), resample, fill))
 
 
-def squares(files: Iterable[str], size: int) -> np.ndarray:
+def square(file: str, size: int, window: int = 0) -> np.ndarray:
+    """One picture as a square (see ``frame``), filled with its border colour: uint8 (size, size, 3), RGB."""
+    image = open_image(file, 0 if window else size)
+    return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
+
+
+def squares(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
     """A few pictures (see ``square``), all in memory: uint8 (n, 3, size, size). Many: ``decoded.open_squares``."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(square, files, itertools.repeat(size)))).transpose(0, 3, 1, 2)
+        found = pool.map(square, files, itertools.repeat(size), itertools.repeat(window))
+        return np.stack(list(found)).transpose(0, 3, 1, 2)
 
 
-def square_masks(files: Iterable[str], size: int) -> np.ndarray:
-    """Masks brought to the geometry of ``squares``: uint8 indices (n, size, size); the padding counts as background."""
-    pad = [ImageOps.pad(open_mask(f), (size, size), Image.Resampling.NEAREST, BACKGROUND) for f in files]
-    return np.stack([np.asarray(mask) for mask in pad])
+def square_masks(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
+    """Masks brought to the geometry of ``squares``: uint8 indices (n, size, size); the filling counts as background."""
+    nearest = Image.Resampling.NEAREST
+    return np.stack([frame(open_mask(file), size, window, BACKGROUND, nearest) for file in files])

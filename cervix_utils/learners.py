@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.data import WeightedDL
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.learner import Learner
@@ -39,11 +40,6 @@ class Squares:
         return TensorImage(torch.from_numpy(self.pictures[self.rows[indices]])), self.targets[indices]
 
 
-def n_outputs(recipe: Recipe) -> int:
-    """1 for the regression pipeline, else one a class."""
-    return 1 if recipe.pipeline == "regression" else len(recipe.classes)
-
-
 def body_and_head(model: nn.Module) -> list[list[nn.Parameter]]:
     """Two parameter groups for discriminative learning rates: all but ``fc``, and ``fc``."""
     return [[p for child in list(model.children())[:-1] for p in params(child)], params(model.fc)]
@@ -66,13 +62,18 @@ def augmentations(recipe: Recipe) -> list:
 
 
 def dataloaders(split: pd.DataFrame, recipe: Recipe, device: torch.device) -> DataLoaders:
-    """Training batches shuffled and augmented, validation batches as they are; both normalised, on ``device``."""
+    """Training batches shuffled and augmented, validation batches as they are; both normalised, on ``device``.
+
+    Balanced: training images are drawn with replacement, every class as often as any other.
+    """
     normalize = Normalize.from_stats(recipe.mean, recipe.std, cuda=False)
     normalize.mean, normalize.std = normalize.mean.to(device), normalize.std.to(device)
-    pictures = decoded.open_squares(split, recipe.image_size)
+    pictures = decoded.open_squares(split, recipe.image_size, recipe.window)
     data = {part: Squares(split, part, recipe.classes, pictures) for part in ("train", "valid")}
+    often = 1 / data["train"].targets.bincount()[data["train"].targets]
+    kind = {"train": partial(WeightedDL, wgts=often.numpy()) if recipe.balanced else TfmdDL, "valid": TfmdDL}
     loaders = [
-        TfmdDL(
+        kind[part](
             data[part],
             bs=min(recipe.batch_size, len(data[part])),
             shuffle=part == "train",
@@ -100,12 +101,13 @@ def build(split: pd.DataFrame, recipe: Recipe, device: str = "cpu") -> Learner:
     """The fastai Learner of a recipe, untrained, on a table with a ``part`` column (see ``splits.assign_parts``)."""
     set_seed(recipe.seed, reproducible=True)
     state = networks.initial_state(recipe.weights, recipe.architecture)
-    model = networks.network(recipe.architecture, recipe.head, n_outputs(recipe), state)
+    k = len(recipe.classes)
+    model = networks.network(recipe.architecture, recipe.head, losses.n_outputs(recipe.pipeline, k), state)
     return Learner(
         dataloaders(split, recipe, torch.device(device)),
         model.to(device),
-        loss_func=losses.loss_of(recipe.pipeline, recipe.regression_weight),
+        loss_func=losses.loss_of(recipe.pipeline, recipe.regression_weight, k),
         opt_func=optimiser(recipe),
         splitter=body_and_head,
-        metrics=losses.accuracy,
+        metrics=partial(losses.accuracy, n_classes=k),
     )

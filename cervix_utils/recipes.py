@@ -22,8 +22,10 @@ class Recipe:
     architecture: str
     head: str  # paper: 2048-100-ReLU-n; linear: 2048-n
     weights: str  # imagenet, none, a path, or grown:<one of these, of a ResNet-50>
-    image_size: int  # pixels, after padding to a square in the border colour
+    image_size: int  # pixels, side of the square the network sees
+    window: int  # original pixels across that square, about the middle of the image; 0: the whole image
     batch_size: int
+    balanced: bool  # classes drawn equally often
     epochs: int
     optimiser: str  # sgd or adamw
     lr: float
@@ -105,7 +107,9 @@ def colposcopy(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         head=settings["colposcopy_head"],
         weights=settings["weights_resnet50"],
         image_size=settings["colposcopy_image_size"],
+        window=0,
         batch_size=60,
+        balanced=False,
         epochs=settings["colposcopy_sgd_epochs"],
         optimiser="sgd",
         lr=0.001,
@@ -128,6 +132,7 @@ def colposcopy(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         sgd,
         pipeline="modern",
         batch_size=settings["colposcopy_batch_size"],
+        balanced=settings["balanced_sampling"],
         epochs=settings["colposcopy_epochs"],
         optimiser="adamw",
         lr=settings["colposcopy_lr"],
@@ -145,8 +150,12 @@ def colposcopy(settings: Mapping[str, Any], pipeline: str) -> Recipe:
 
 
 def herlev(settings: Mapping[str, Any], pipeline: str) -> Recipe:
-    """One of paper H's three pipelines; nothing but the loss and the size of the output differs between them."""
+    """One of paper H's three pipelines, the third with another weight (``combined_w0.3``), or an ordinal rival.
+
+    Nothing but the loss and the size of the output differs between them.
+    """
     weights = settings["weights_resnet101"]
+    _, _, weight = pipeline.partition("_w")
     return Recipe(
         task="herlev",
         pipeline=pipeline,
@@ -157,7 +166,9 @@ def herlev(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         head="linear",
         weights=f"grown:{settings['weights_resnet50']}" if weights == "grown" else weights,
         image_size=settings["herlev_image_size"],
+        window=settings["herlev_window"],
         batch_size=settings["herlev_batch_size"],
+        balanced=settings["balanced_sampling"],
         epochs=settings["herlev_epochs"],
         optimiser="adamw",
         lr=settings["herlev_lr"],
@@ -165,7 +176,7 @@ def herlev(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         momentum=0.9,
         weight_decay=0.05,
         schedule="one-cycle",
-        regression_weight=settings["herlev_regression_weight"],
+        regression_weight=float(weight) if weight else settings["herlev_regression_weight"],
         flip="both",
         rotate=180.0,
         zoom=1.15,

@@ -176,10 +176,12 @@ def load_model(run: Run, device: str = "cpu") -> "torch.nn.Module":
     """The trained network of a run, in evaluation mode: architecture from its recipe, weights from safetensors."""
     from safetensors.torch import load_file
 
-    from cervix_utils.networks import network  # here, so that reading predictions does not import PyTorch
+    from cervix_utils import losses  # here, so that reading predictions does not import PyTorch
+    from cervix_utils.networks import network
 
     state = load_file(run.folder / "model.safetensors", device="cpu")
-    outputs = 1 if run.recipe["pipeline"] == "regression" else sum(c.startswith("p_") for c in run.predictions)
+    classes = sum(name.startswith("p_") for name in run.predictions)
+    outputs = losses.n_outputs(run.recipe["pipeline"], classes)
     model = network(run.recipe["architecture"], run.recipe["head"], outputs)
     model.load_state_dict(state)
     return model.eval().to(device)

@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from cervix_utils import decoded, devices, learners, networks
+from cervix_utils import decoded, devices, losses, networks
 from cervix_utils.recipes import Recipe
 
 
@@ -113,7 +113,7 @@ def outputs(
 ) -> np.ndarray:
     """Class probabilities (n, n_classes) or scores (n, 1) of some ``rows``, averaged over ``flips`` views."""
     model = networks.fold_batch_norms(model)
-    device = next(model.parameters()).device
+    device, k = next(model.parameters()).device, len(recipe.classes)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     views = [(), (3,), (2,), (2, 3)][:flips]
     found = []
@@ -122,7 +122,7 @@ def outputs(
         x = ((batch / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         with devices.autocast(device.type, precision):
             raw = [model(x.flip(view) if view else x).float() for view in views]
-        found.append(torch.stack([r if r.shape[1] == 1 else r.softmax(dim=1) for r in raw]).mean(dim=0).cpu())
+        found.append(torch.stack([r if r.shape[1] == 1 else losses.probabilities(r, k) for r in raw]).mean(dim=0).cpu())
     return torch.cat(found).numpy()
 
 
@@ -133,8 +133,8 @@ def predict(model: torch.nn.Module, split: pd.DataFrame, recipe: Recipe, precisi
     Regression has no probabilities: its p_ columns are empty.
     """
     table = split[["id", "group", "part", "label"]].copy()
-    values = np.zeros((len(split), learners.n_outputs(recipe)), dtype=np.float32)
-    pictures = decoded.open_squares(split, recipe.image_size)
+    values = np.zeros((len(split), 1 if recipe.pipeline == "regression" else len(recipe.classes)), dtype=np.float32)
+    pictures = decoded.open_squares(split, recipe.image_size, recipe.window)
     for part, rows in split.groupby("part").indices.items():
         values[rows] = outputs(model, pictures, rows, recipe, precision, 1 if part == "train" else recipe.test_flips)
     for index, name in enumerate(recipe.classes):
