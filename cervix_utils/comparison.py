@@ -1,67 +1,153 @@
-"""results.csv -> the papers' numbers beside ours, what leakage is worth, and sentences that say what follows."""
+"""results.csv and finished runs -> the papers' numbers beside ours, what leakage is worth, sentences that say what follows."""
+
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from cervix_utils import paired
+from cervix_utils.metrics import KEYS, LOWER_IS_BETTER
+
 HEADLINE = ["accuracy", "f1_macro", "log_loss", "auc_mean", "mse", "binary_accuracy", "binary_f1", "kappa_quadratic"]
+BASELINE = "baseline_"  # pipelines without a network start like this
+TEST_SHARE = {"herlev": 0.25, "colposcopy": 0.3}
+
+
+def summary(results: pd.DataFrame) -> pd.DataFrame:
+    """One row a number: KEYS, metric, value, low, high, paper, folds, n_test; means over folds where there are several."""
+    fold = results["fold"].astype(str)
+    single, mean = results[~fold.isin(["mean", "pooled"])], results[fold == "mean"]
+    keys = [*KEYS, "metric"]
+    folds = single.groupby(keys, as_index=False).agg(folds=("fold", "size"))
+    several = mean.set_index(keys).index
+    rows = pd.concat([mean, single[~single.set_index(keys).index.isin(several)]])
+    return rows.drop(columns="fold").merge(folds, on=keys).sort_values(keys, ignore_index=True)
+
+
+def best_baseline(table: pd.DataFrame, task: str, metric: str, protocol: str) -> pd.Series | None:
+    """The row of ``summary`` with the best value of ``metric`` among the baselines without a network; None without any.
+
+    The best is chosen on the test parts: it flatters the baseline, never the network.
+    """
+    rows = table[(table["task"] == task) & (table["metric"] == metric) & (table["protocol"] == protocol)]
+    rows = rows[rows["pipeline"].str.startswith(BASELINE)].dropna(subset="value")
+    if rows.empty:
+        return None
+    return rows.loc[rows["value"].idxmin() if metric in LOWER_IS_BETTER else rows["value"].idxmax()]
 
 
 def beside_published(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a published number and protocol: task, pipeline, metric, published, protocol, value, low, high, folds.
-
-    Over several folds ``value`` is the mean; ``low`` and ``high`` are the widest limits of the folds' 95 % intervals.
-    """
-    rows = results.rename(columns={"paper": "published"}).dropna(subset="published")
-    keys = ["task", "pipeline", "metric", "published", "protocol"]
-    found = rows.groupby(keys, as_index=False).agg(
-        value=("value", "mean"), low=("low", "min"), high=("high", "max"), folds=("fold", "size")
+    """One row a published number and protocol: task, pipeline, metric, published, protocol, value, low, high, folds."""
+    rows = summary(results).rename(columns={"paper": "published"}).dropna(subset="published")
+    return rows[["task", "pipeline", "metric", "published", "protocol", "value", "low", "high", "folds"]].reset_index(
+        drop=True
     )
-    return found.sort_values(keys, ignore_index=True)
 
 
-def side_by_side(beside: pd.DataFrame) -> pd.DataFrame:
-    """``beside_published`` as a table to read: one row a number, one column a protocol, 'value (low to high)'."""
-    text = [f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in beside.itertuples()]
-    keys = ["task", "pipeline", "metric", "published"]
-    wide = beside.assign(ours=text).pivot(index=keys, columns="protocol", values="ours").fillna("not run")
-    return wide[sorted(wide, reverse=True, key=lambda name: name == "paper")].rename_axis(columns=None).reset_index()
+def written(row: pd.Series | None) -> str:
+    """'0.745 (0.701 to 0.790)', a dash where there is nothing."""
+    return "–" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
-def leakage(results: pd.DataFrame) -> pd.DataFrame:
-    """Headline metrics by protocol (means over folds), and ``difference``: paper minus grouped; empty if only one ran."""
-    rows = results[results["metric"].isin(HEADLINE)]
-    wide = rows.pivot_table(index=["task", "pipeline", "metric"], columns="protocol", values="value", aggfunc="mean")
-    if not {"paper", "grouped"} <= set(wide):
-        return pd.DataFrame(columns=["difference"])
-    return wide.assign(difference=wide["paper"] - wide["grouped"]).rename_axis(columns=None)
-
-
-def does_the_constraint_help(results: pd.DataFrame) -> list[str]:
-    """Paper H's question, one sentence a protocol: classification against classification + regression."""
-    rows = results[(results["task"] == "herlev") & results["metric"].isin(["accuracy", "mse"])]
-    means = rows.groupby(["protocol", "pipeline", "metric"]).agg({"value": "mean", "low": "min", "high": "max"})
-    sentences = []
-    for protocol in sorted(rows["protocol"].unique(), reverse=True):
-        if not {(protocol, "classification", "mse"), (protocol, "combined", "mse")} <= set(means.index):
+def side_by_side(results: pd.DataFrame, extra: Sequence[tuple[str, str, str]] = ()) -> pd.DataFrame:
+    """One row a published number (and ``extra``: task, pipeline, metric), one column a protocol, 'value (low to high)',
+    and the best baseline without a network under the grouped protocol (with its name)."""
+    table = summary(results)
+    wanted = dict.fromkeys(beside_published(results)[["task", "pipeline", "metric"]].itertuples(index=False, name=None))
+    protocols = sorted(table["protocol"].unique(), key=lambda name: (name != "paper", name))
+    rows = []
+    for task, pipeline, metric in [*wanted, *(one for one in extra if one not in wanted)]:
+        of = table[(table["task"] == task) & (table["pipeline"] == pipeline) & (table["metric"] == metric)]
+        if of.empty:
             continue
-        plain, both = (means.loc[(protocol, name, "accuracy")] for name in ("classification", "combined"))
-        mse = [means.loc[(protocol, name, "mse"), "value"] for name in ("classification", "combined")]
-        apart = both["low"] > plain["high"] or plain["low"] > both["high"]
-        sentences.append(
-            f"**{protocol} protocol:** with the regression constraint accuracy goes from {plain['value']:.3f} to "
-            f"{both['value']:.3f} and the squared error of the score from {mse[0]:.2f} to {mse[1]:.2f}; the intervals of "
-            f"accuracy {'do not overlap' if apart else 'overlap, so this run shows no difference in accuracy'}."
-        )
-    return sentences
+        published = of["paper"].dropna()
+        row = {"task": task, "pipeline": pipeline, "metric": metric}
+        row["published"] = f"{published.iloc[0]:g}" if len(published) else "–"
+        for protocol in protocols:
+            own = of[of["protocol"] == protocol]
+            row[protocol] = written(own.iloc[0]) if len(own) else "not run"
+        baseline = best_baseline(table, task, metric, "grouped")
+        name = "" if baseline is None else f" {baseline['pipeline'].removeprefix(BASELINE).replace('_', ' ')}"
+        rows.append(row | {"best without a network, grouped": written(baseline) + name})
+    return pd.DataFrame(rows)
 
 
-def what_is_left(results: pd.DataFrame) -> list[str]:
-    """What remains of each task's accuracy when no relative of a test image is in training, one sentence a task."""
-    gap = leakage(results)
-    if gap.empty:
-        return ["Only one protocol was run: nothing can be said about leakage."]
-    accuracy = gap.xs("accuracy", level="metric").groupby("task").mean()
+def folds_of(found: Iterable, task: str, pipeline: str, protocol: str) -> dict[str, pd.DataFrame]:
+    """Fold -> test rows of predictions.csv, of the finished runs (or references) with these three names."""
+    wanted = (task, pipeline, protocol)
+    return {str(run.recipe["fold"]): run.test for run in found if tuple(run.recipe[key] for key in KEYS) == wanted}
+
+
+def relatives_in_training(predictions: pd.DataFrame) -> float:
+    """Share (0..1) of the test images that have a relative (same slide or near-duplicate) in the training part."""
+    part = predictions["part"]
+    return float(predictions.loc[part == "test", "group"].isin(predictions.loc[part == "train", "group"]).mean())
+
+
+def leakage(found: Sequence, names: Sequence[str] = tuple(HEADLINE), n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """For each task and pipeline run under both protocols: metric, grouped, paper, difference (paper - grouped), low, high.
+
+    Folds are paired by number of folds, not by image; groups of both are resampled together. Empty if only one ran.
+    """
+    tables = []
+    for task, pipeline in dict.fromkeys((run.recipe["task"], run.recipe["pipeline"]) for run in found):
+        grouped, random = (folds_of(found, task, pipeline, protocol) for protocol in ("grouped", "paper"))
+        if grouped and random:
+            table = paired.difference(grouped, random, task, n_boot, seed)
+            tables.append(table[table["metric"].isin(names)].assign(task=task, pipeline=pipeline))
+    columns = ["task", "pipeline", "metric", "grouped", "paper", "difference", "low", "high"]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(tables).rename(columns={"first": "grouped", "second": "paper"})[columns].reset_index(drop=True)
+
+
+def does_the_constraint_help(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Paper H's question: one sentence a protocol and metric, from ``paired.compare`` of classification and combined."""
     return [
-        f"**{task}:** mean accuracy over the pipelines is {row.paper:.3f} on random images and {row.grouped:.3f} where no "
-        f"relative of a test image was seen in training."
-        for task, row in accuracy.iterrows()
+        f"**{protocol} protocol:** {paired.sentence(row, 'classification', 'combined')}"
+        for protocol, table in tables.items()
+        for _, row in table.iterrows()
     ]
+
+
+def above_the_baseline(results: pd.DataFrame, task: str, metric: str, protocol: str = "grouped") -> str:
+    """Whether each network of a task is better than the best baseline without a network, by the intervals, one sentence."""
+    table = summary(results)
+    baseline = best_baseline(table, task, metric, protocol)
+    rows = table[(table["task"] == task) & (table["metric"] == metric) & (table["protocol"] == protocol)]
+    rows = rows[~rows["pipeline"].str.contains(f"^{BASELINE}|_without_")]
+    if baseline is None or rows.empty:
+        return f"**{task}:** no baseline without a network was run under the {protocol} protocol."
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    words = []
+    for _, row in rows.iterrows():
+        apart = row["low"] > baseline["high"] if sign > 0 else row["high"] < baseline["low"]
+        better = sign * (row["value"] - baseline["value"]) > 0
+        verdict = "clearly better" if apart else "better, within the uncertainty" if better else "not better"
+        words.append(f"{row['pipeline']} {row['value']:.3f} ({verdict})")
+    name = baseline["pipeline"].removeprefix(BASELINE).replace("_", " ")
+    return (
+        f"**{task}, {metric.replace('_', ' ')}, {protocol} protocol:** the best baseline without a network ({name}) has "
+        f"{written(baseline)}; networks: {', '.join(words)}."
+    )
+
+
+def what_is_left(results: pd.DataFrame, task: str, pipeline: str, metric: str = "accuracy") -> str:
+    """What remains of a published number when no relative of a test image is in training, one sentence."""
+    of = summary(results).query("task == @task and pipeline == @pipeline and metric == @metric").set_index("protocol")
+    if not {"paper", "grouped"} <= set(of.index):
+        return f"**{task}, {pipeline}:** only one protocol was run: nothing can be said about leakage."
+    published, grouped = of["paper"].dropna(), of.loc["grouped"]
+    claim = f"published {published.iloc[0]:g}, " if len(published) else ""
+    stands = ""
+    if len(published):
+        inside = grouped["low"] <= published.iloc[0] <= grouped["high"]
+        below = (grouped["value"] < published.iloc[0]) != (metric in LOWER_IS_BETTER)
+        stands = (
+            " The published value lies inside the grouped interval."
+            if inside
+            else f" The published value is {'not reached' if below else 'exceeded'} without leakage in this run."
+        )
+    return (
+        f"**{task}, {pipeline}, {metric.replace('_', ' ')}:** {claim}{written(of.loc['paper'])} on random images, "
+        f"{written(grouped)} where no relative of a test image was seen in training.{stands}"
+    )

@@ -1,20 +1,30 @@
-"""predictions.csv -> numbers with intervals. Nothing here knows a network, an image or a training part.
+"""predictions.csv -> numbers with intervals. Nothing here knows a network, an image or a training part."""
 
-Every metric takes weights of shape (n_resamples, n): how often each image counts. Weights of one give the value
-itself; counts drawn with whole groups give its bootstrap distribution, for all resamples in a few matrix products.
-"""
-
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cervix_utils import runs
+from cervix_utils import clinical, runs
 from cervix_utils.datasets import CLASSES
+from cervix_utils.weighted import auc, confusion, f1_per_class, group_weights, limits
 
 NORMAL = "normal"
 ABNORMAL_FROM = 1.5  # a regressed severity from here on is abnormal (between normal, 1, and light dysplasia, 2)
+LOWER_IS_BETTER = {
+    "mse",
+    "mae",
+    "mae_macro",
+    "log_loss",
+    "brier",
+    "rps",
+    "severe_miss",
+    "cis_called_normal",
+    "normal_called_cis",
+}  # of all other metrics more is better
+KEYS = ["task", "pipeline", "protocol"]
 PUBLISHED = Path(__file__).with_name("published.csv")
 COLUMNS = ["task", "pipeline", "protocol", "fold", "n_test", "metric", "value", "low", "high", "paper"]
 
@@ -49,43 +59,12 @@ def predicted_abnormal(predictions: pd.DataFrame) -> np.ndarray:
     return predictions["score"].to_numpy() >= ABNORMAL_FROM
 
 
-def confusion(true: np.ndarray, predicted: np.ndarray, k: int, weights: np.ndarray) -> np.ndarray:
-    """Weighted confusion matrices (n_resamples, k, k); rows are the reference standard."""
-    cells = np.eye(k * k)[true * k + predicted]
-    return (weights @ cells).reshape(-1, k, k)
-
-
-def f1_per_class(matrices: np.ndarray) -> np.ndarray:
-    """F1 (n_resamples, k) of each class; 0 where a class is neither there nor predicted, as scikit-learn has it."""
-    hit = np.diagonal(matrices, axis1=1, axis2=2)
-    size = matrices.sum(axis=1) + matrices.sum(axis=2)
-    return 2 * hit / np.where(size > 0, size, 1)
-
-
-def quadratic_kappa(matrices: np.ndarray) -> np.ndarray:
-    """Quadratically weighted Cohen's kappa (n_resamples,)."""
-    k = matrices.shape[1]
-    penalty = (np.arange(k)[:, None] - np.arange(k)) ** 2
-    chance = (
-        matrices.sum(axis=2)[:, :, None] * matrices.sum(axis=1)[:, None, :] / matrices.sum(axis=(1, 2), keepdims=True)
-    )
-    return 1 - (penalty * matrices).sum(axis=(1, 2)) / (penalty * chance).sum(axis=(1, 2))
-
-
-def auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve (n_resamples,): weighted share of (positive, negative) pairs in order, ties half."""
-    high, low = score[positive], score[~positive]
-    order = (high[:, None] > low).astype(float) + 0.5 * (high[:, None] == low)
-    up, down = weights[:, positive], weights[:, ~positive]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.einsum("bi,bi->b", up @ order, down) / (up.sum(axis=1) * down.sum(axis=1))
-
-
 def measure(predictions: pd.DataFrame, task: str, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Metric name -> values (n_resamples,) on the rows given (usually the test part).
 
-    Ratios are in 0..1, ``mse`` in squared severity grades, ``mae`` in grades, ``log_loss`` in nats. The regression
-    pipeline has no log-loss, and its AUC of class k ranks by -|score - k| (DOMAIN of paper H: no probabilities).
+    Ratios are in 0..1, ``mse`` in squared severity grades, ``mae`` in grades, ``log_loss`` in nats, ``brier`` in 0..2,
+    ``rps`` (ranked probability score, Epstein 1969; a sum over the thresholds) in 0..n_classes-1. The regression
+    pipeline has no probabilities, so none of these three; its AUC of class k ranks by -|score - k|.
     """
     weights = np.ones((1, len(predictions))) if weights is None else weights
     classes, total = class_columns(predictions), weights.sum(axis=1)
@@ -104,6 +83,10 @@ def measure(predictions: pd.DataFrame, task: str, weights: np.ndarray | None = N
         floor = np.finfo(np.float32).eps
         own = np.clip(probabilities[np.arange(len(true)), true] / probabilities.sum(axis=1), floor, 1)
         found["log_loss"] = weights @ -np.log(own) / total
+        wrong = probabilities - np.eye(len(classes))[true]
+        found["brier"] = weights @ (wrong**2).sum(axis=1) / total
+        if task == "herlev":
+            found["rps"] = weights @ (wrong.cumsum(axis=1) ** 2).sum(axis=1) / total
         rank = probabilities
     else:
         rank = -np.abs(predictions["score"].to_numpy()[:, None] - np.arange(1, len(classes) + 1))
@@ -111,9 +94,10 @@ def measure(predictions: pd.DataFrame, task: str, weights: np.ndarray | None = N
     found |= {f"auc_{name}": each[index] for index, name in enumerate(classes)}
     found["auc_mean"] = each.mean(axis=0)
     if task == "herlev":
-        error = predictions["score"].to_numpy() - (true + 1)
-        found["mse"], found["mae"] = weights @ error**2 / total, weights @ np.abs(error) / total
-        found["kappa_quadratic"] = quadratic_kappa(matrices)
+        found |= clinical.ordinal(true, predicted, predictions["score"].to_numpy(), len(classes), weights)
+        found |= clinical.bethesda(true, predicted, weights)
+        sick = 1 - probabilities[:, 0] if has_probabilities(predictions) else predictions["score"].to_numpy()
+        found |= clinical.operating_points(true > 0, sick, weights)
         binary = confusion((true > 0).astype(int), predicted_abnormal(predictions).astype(int), 2, weights)
         found["binary_accuracy"] = np.trace(binary, axis1=1, axis2=2) / total
         both = f1_per_class(binary)
@@ -124,30 +108,34 @@ def measure(predictions: pd.DataFrame, task: str, weights: np.ndarray | None = N
     return found
 
 
-def group_weights(groups: pd.Series, n_boot: int, seed: int) -> np.ndarray:
-    """Bootstrap weights (n_boot, n): whole groups drawn with replacement, as many as there are."""
-    codes, names = pd.factorize(groups)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_boot)
-    return draws[:, codes].astype(float)
+def over_folds(tables: Mapping[str, pd.DataFrame], task: str, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """fold, n_test, metric, value, low, high for test tables by fold; with several folds also ``mean`` and ``pooled``.
+
+    Limits are 95 % percentile limits over resampled groups; folds that share groups share their draws. Resamples in
+    which a metric does not exist (a class is missing) are left out of its interval.
+    """
+    both = pd.concat(tables.values(), ignore_index=True)
+    weights = np.vstack([np.ones(len(both)), group_weights(both["group"], n_boot, seed)])  # first the data themselves
+    edges = np.cumsum([len(table) for table in tables.values()])[:-1]
+    drawn = {
+        fold: measure(table, task, own) for (fold, table), own in zip(tables.items(), np.split(weights, edges, axis=1))
+    }
+    if len(tables) > 1:
+        folds = list(drawn.values())
+        drawn["mean"] = {name: np.mean([fold[name] for fold in folds], axis=0) for name in folds[0]}
+        drawn["pooled"] = measure(both, task, weights)
+    rows = [
+        {"fold": fold, "n_test": len(tables.get(fold, both)), "metric": name, "value": values[0]}
+        | dict(zip(("low", "high"), limits(values[1:])))
+        for fold, found in drawn.items()
+        for name, values in found.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def intervals(predictions: pd.DataFrame, task: str, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """metric, value, low, high: value on all rows, 95 % percentile interval over resampled groups.
-
-    Resamples in which a metric does not exist (a class is missing) are left out of its interval.
-    """
-    value = measure(predictions, task)
-    drawn = measure(predictions, task, group_weights(predictions["group"], n_boot, seed))
-    rows = [
-        {
-            "metric": name,
-            "value": value[name][0],
-            **dict(zip(("low", "high"), np.nanpercentile(drawn[name], [2.5, 97.5]))),
-        }
-        for name in value
-    ]
-    return pd.DataFrame(rows)
+    """metric, value, low, high of one test part, see ``over_folds``."""
+    return over_folds({"0": predictions}, task, n_boot, seed).drop(columns=["fold", "n_test"])
 
 
 def class_priors_log_loss(predictions: pd.DataFrame) -> float:
@@ -161,20 +149,18 @@ def published() -> pd.DataFrame:
     return pd.read_csv(PUBLISHED)
 
 
-def results(found: Iterator["runs.Run"], n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """results.csv of the contract: one row a number, with its 95 % interval and the published value, sorted."""
-    found = list(found)
+def results(found: Iterable["runs.Run"], n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """results.csv of the contract: one row a number, with its 95 % interval and the published value, sorted.
+
+    ``fold`` is text: a number, or ``mean`` and ``pooled`` where several folds were run.
+    """
+    together = defaultdict(dict)
     for run in found:
         check_predictions(run.predictions, run.recipe["task"])
-    tables = [
-        intervals(run.test, run.recipe["task"], n_boot, seed).assign(
-            n_test=len(run.test),
-            **{name: run.recipe[name] for name in ("task", "pipeline", "protocol", "fold")},
-        )
-        for run in found
-    ]
+        together[tuple(run.recipe[key] for key in KEYS)][str(run.recipe["fold"])] = run.test
+    tables = [over_folds(folds, key[0], n_boot, seed).assign(**dict(zip(KEYS, key))) for key, folds in together.items()]
     table = pd.concat(tables).merge(published()[["task", "pipeline", "metric", "paper"]], how="left")
-    return table[COLUMNS].sort_values(["task", "pipeline", "protocol", "fold", "metric"], ignore_index=True)
+    return table[COLUMNS].sort_values([*KEYS, "fold", "metric"], ignore_index=True)
 
 
 def check_predictions(predictions: pd.DataFrame, task: str) -> None:

@@ -6,6 +6,8 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import torch
+from dlordinal.metrics import ranked_probability_score
+from scipy import stats
 from sklearn import metrics as sk
 
 
@@ -31,6 +33,24 @@ def auc(positive: list[bool], score: list[float]) -> float:
     return sk.roc_auc_score(positive, score) if 0 < sum(positive) < len(positive) else math.nan
 
 
+def share(answers: list[bool]) -> float:
+    return sum(answers) / len(answers) if answers else math.nan
+
+
+def operating_points(sick: list[bool], score: list[float]) -> dict[str, float]:
+    """Every threshold tried, from above the highest score to the lowest."""
+    names = ["sensitivity_at_specificity_90", "specificity_at_sensitivity_95"]
+    if not 0 < sum(sick) < len(sick):
+        return dict.fromkeys(names, math.nan)
+    points = []
+    for threshold in [math.inf, *score]:
+        called = [s >= threshold for s in score]
+        sensitivity = share([c for c, s in zip(called, sick) if s])
+        points.append((sensitivity, share([not c for c, s in zip(called, sick) if not s])))
+    at = max(a for a, b in points if b >= 0.9 - 1e-12), max(b for a, b in points if a >= 0.95 - 1e-12)
+    return dict(zip(names, at))
+
+
 def measure(predictions: pd.DataFrame, task: str) -> dict[str, float]:
     """Every metric of a predictions table, by scikit-learn or by hand."""
     names = class_names(predictions)
@@ -51,20 +71,38 @@ def measure(predictions: pd.DataFrame, task: str) -> dict[str, float]:
     if not regression:
         own = [row[f"p_{row['label']}"] for _, row in predictions.iterrows()]
         found["log_loss"] = sum(-math.log(max(p, 2.0**-23)) for p in own) / len(own)  # 2^-23: float32's epsilon
+        rows = [[row[f"p_{name}"] for name in names] for _, row in predictions.iterrows()]
+        found["brier"] = sum((p - (k == t)) ** 2 for row, t in zip(rows, true) for k, p in enumerate(row)) / len(true)
+        if task == "herlev":
+            found["rps"] = ranked_probability_score(true, np.array(rows))
     if task == "herlev":
         score = list(predictions["score"])
         found["mse"] = sum((s - (t + 1)) ** 2 for s, t in zip(score, true)) / len(true)
         found["mae"] = sum(abs(s - (t + 1)) for s, t in zip(score, true)) / len(true)
+        each = [[abs(s - (t + 1)) for s, t in zip(score, true) if t == k] for k in labels]
+        found["mae_macro"] = sum(sum(e) / len(e) if e else math.nan for e in each) / len(each)
+        off = [abs(g - t) for g, t in zip(guess, true)]
+        found["adjacent_accuracy"] = sum(o <= 1 for o in off) / len(off)
+        found["severe_miss"] = sum(o >= 3 for o in off) / len(off)
+        last = len(names) - 1
+        found["cis_called_normal"] = share([g == 0 for g, t in zip(guess, true) if t == last])
+        found["normal_called_cis"] = share([g == last for g, t in zip(guess, true) if t == 0])
+        found["kendall_tau"] = stats.kendalltau(true, score).statistic
+        group = [(0, 1, 2, 2, 2)[t] for t in true], [(0, 1, 2, 2, 2)[g] for g in guess]
+        found["bethesda_accuracy"] = sk.accuracy_score(*group)
+        found["bethesda_f1_macro"] = sk.f1_score(*group, labels=[0, 1, 2], average="macro", zero_division=0)
+        found["hsil_sensitivity"] = share([g == 2 for t, g in zip(*group) if t == 2])
         found["kappa_quadratic"] = sk.cohen_kappa_score(true, guess, labels=list(labels), weights="quadratic")
         sick = [t > 0 for t in true]
         called = [s >= 1.5 for s in score] if regression else [g > 0 for g in guess]
+        abnormal = score if regression else [1 - row[f"p_{names[0]}"] for _, row in predictions.iterrows()]
+        found |= operating_points(sick, abnormal)
         found["binary_accuracy"] = sk.accuracy_score(sick, called)
         found["binary_f1"] = sk.f1_score(sick, called, zero_division=0)
         found["binary_f1_macro"] = sk.f1_score(sick, called, labels=[False, True], average="macro", zero_division=0)
         pairs = list(zip(sick, called))
         for name, side in (("sensitivity", True), ("specificity", False)):
-            calls = [call == side for s, call in pairs if s == side]
-            found[name] = sum(calls) / len(calls) if calls else math.nan
+            found[name] = share([call == side for s, call in pairs if s == side])
     return found
 
 

@@ -1,58 +1,107 @@
 """Numbers beside the papers', and sentences that say no more than the intervals allow."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from test_metrics import drawn, run
 
-from cervix_utils import comparison, metrics
+from cervix_utils import comparison, metrics, paired
 
 
-def row(task, pipeline, protocol, fold, metric, value, low, high, paper=None):
+def row(task, pipeline, protocol, fold, metric, value, low, high, paper=np.nan):
     return dict(zip(metrics.COLUMNS, (task, pipeline, protocol, fold, 100, metric, value, low, high, paper)))
 
 
-def results(combined=(0.74, 0.70, 0.78)):
+def results(baseline=(0.55, 0.50, 0.60), combined=(0.74, 0.70, 0.78)):
     rows = [
-        row("herlev", "classification", "paper", 0, "accuracy", 0.60, 0.55, 0.65, 0.701),
-        row("herlev", "classification", "paper", 1, "accuracy", 0.62, 0.56, 0.68, 0.701),
-        row("herlev", "classification", "paper", 0, "mse", 0.90, 0.7, 1.1),
-        row("herlev", "combined", "paper", 0, "accuracy", *combined, 0.745),
-        row("herlev", "combined", "paper", 0, "mse", 0.50, 0.4, 0.6, 0.51),
-        row("herlev", "combined", "grouped", 0, "accuracy", 0.58, 0.5, 0.66, 0.745),
+        row("herlev", "classification", "paper", "0", "accuracy", 0.60, 0.55, 0.65, 0.701),
+        row("herlev", "classification", "paper", "1", "accuracy", 0.62, 0.56, 0.68, 0.701),
+        row("herlev", "classification", "paper", "mean", "accuracy", 0.61, 0.57, 0.66, 0.701),
+        row("herlev", "classification", "paper", "pooled", "accuracy", 0.99, 0.9, 1.0, 0.701),
+        row("herlev", "classification", "paper", "0", "mse", 0.90, 0.7, 1.1),
+        row("herlev", "combined", "paper", "0", "accuracy", *combined, 0.745),
+        row("herlev", "combined", "paper", "0", "mse", 0.50, 0.4, 0.6, 0.51),
+        row("herlev", "combined", "grouped", "0", "accuracy", 0.58, 0.5, 0.66, 0.745),
+        row("herlev", "combined_without_nucleus", "grouped", "0", "accuracy", 0.2, 0.1, 0.3),
+        row("herlev", "baseline_size_forest", "grouped", "0", "accuracy", 0.40, 0.3, 0.5),
+        row("herlev", "baseline_all_forest", "grouped", "0", "accuracy", *baseline),
+        row("herlev", "baseline_all_forest", "grouped", "0", "mse", 0.8, 0.7, 0.9),
+        row("herlev", "baseline_size_forest", "grouped", "0", "mse", 0.7, 0.6, 0.8),
     ]
     return pd.DataFrame(rows, columns=metrics.COLUMNS)
 
 
-def test_one_line_a_published_number_with_the_widest_limits_over_folds():
+def test_summary_takes_the_mean_over_folds_where_there_are_several():
+    table = comparison.summary(results()).set_index(["pipeline", "protocol", "metric"])
+    several, one = (table.loc[name, "paper", "accuracy"] for name in ("classification", "combined"))
+    assert (several["value"], several["low"], several["folds"]) == (0.61, 0.57, 2)
+    assert (one["value"], one["folds"]) == (0.74, 1)
+    assert not table.index.duplicated().any()
+
+
+def test_one_line_a_published_number():
     beside = comparison.beside_published(results()).set_index(["pipeline", "metric", "protocol"])
     line = beside.loc["classification", "accuracy", "paper"]
-    assert line["value"] == pytest.approx(0.61) and (line["low"], line["high"], line["folds"]) == (0.55, 0.68, 2)
+    assert (line["value"], line["low"], line["high"], line["folds"]) == (0.61, 0.57, 0.66, 2)
     assert "mse" not in beside.loc["classification"].index.get_level_values("metric")  # the paper gives none
+    assert not any(name.startswith("baseline") for name in beside.index.get_level_values("pipeline"))
 
 
-def test_side_by_side_says_what_was_not_run():
-    table = comparison.side_by_side(comparison.beside_published(results())).set_index(["pipeline", "metric"])
-    assert list(table.columns) == ["task", "published", "paper", "grouped"]
+def test_best_baseline_is_the_highest_or_for_errors_the_lowest():
+    table = comparison.summary(results())
+    assert comparison.best_baseline(table, "herlev", "accuracy", "grouped")["pipeline"] == "baseline_all_forest"
+    assert comparison.best_baseline(table, "herlev", "mse", "grouped")["pipeline"] == "baseline_size_forest"
+    assert comparison.best_baseline(table, "herlev", "accuracy", "paper") is None
+
+
+def test_side_by_side_says_what_was_not_run_and_names_the_best_baseline():
+    extra = [("herlev", "classification", "mse"), ("herlev", "combined", "mse"), ("herlev", "none", "mse")]
+    table = comparison.side_by_side(results(), extra).set_index(["pipeline", "metric"])
+    assert list(table.columns) == ["task", "published", "paper", "grouped", "best without a network, grouped"]
     assert table.loc[("combined", "accuracy"), "paper"] == "0.740 (0.700 to 0.780)"
     assert table.loc[("combined", "mse"), "grouped"] == "not run"
+    assert table.loc[("combined", "accuracy"), "best without a network, grouped"] == "0.550 (0.500 to 0.600) all forest"
+    assert table.loc[("combined", "mse"), "best without a network, grouped"].endswith("size forest")
+    assert table.loc[("classification", "mse"), "published"] == "–"
+    assert list(table.index).count(("combined", "mse")) == 1 and "none" not in table.index.get_level_values(0)
 
 
-def test_leakage_is_paper_minus_grouped_and_empty_for_one_protocol():
-    table = comparison.leakage(results())
-    assert table.loc[("herlev", "combined", "accuracy"), "difference"] == pytest.approx(0.16)
-    assert comparison.leakage(results().query("protocol == 'paper'")).empty
+def test_leakage_is_paper_minus_grouped_with_an_interval_and_empty_for_one_protocol():
+    tables = {"paper": drawn("plain", 3)[0], "grouped": drawn("plain", 4)[0]}
+    found = [run(table, "herlev", "combined", protocol, 0) for protocol, table in tables.items()]
+    line = comparison.leakage(found, n_boot=50).set_index("metric").loc["accuracy"]
+    both = [metrics.measure(tables[name], "herlev")["accuracy"][0] for name in ("paper", "grouped")]
+    assert line["difference"] == pytest.approx(both[0] - both[1]) and line["low"] < line["difference"] < line["high"]
+    assert comparison.leakage(found[:1]).empty
+
+
+def test_relatives_in_training_counts_test_images_alone():
+    rows = [("train", "a"), ("train", "b"), ("valid", "c"), ("test", "a"), ("test", "c"), ("test", "d"), ("test", "b")]
+    assert comparison.relatives_in_training(pd.DataFrame(rows, columns=["part", "group"])) == 0.5
+
+
+def test_the_constraint_is_judged_protocol_by_protocol():
+    first, second = ({"0": drawn("plain", seed)[0]} for seed in (0, 0))
+    table = paired.compare(first, second, "herlev", ["accuracy", "mse"], 0.25, 20, 0)
+    said = comparison.does_the_constraint_help({"paper": table, "grouped": table})
+    assert len(said) == 4 and said[0].startswith("**paper protocol:** accuracy goes from")
+    assert all("no difference can be concluded" in one for one in said)
 
 
 @pytest.mark.parametrize(
-    "combined, words", [((0.74, 0.70, 0.78), "do not overlap"), ((0.66, 0.60, 0.72), "shows no difference")]
+    ("baseline", "verdict"),
+    [((0.40, 0.3, 0.45), "clearly better"), ((0.55, 0.5, 0.6), "better, within the uncertainty"), ((0.6, 0.5, 0.7), "not better")],
 )
-def test_a_difference_is_claimed_only_where_intervals_are_apart(combined, words):
-    (sentence,) = comparison.does_the_constraint_help(results(combined))
-    assert sentence.startswith("**paper protocol:**") and words in sentence
-    assert f"from 0.610 to {combined[0]:.3f}" in sentence and "from 0.90 to 0.50" in sentence
+def test_networks_are_held_against_the_best_baseline(baseline, verdict):
+    said = comparison.above_the_baseline(results(baseline), "herlev", "accuracy")
+    assert f"combined 0.580 ({verdict})" in said and "nucleus" not in said
+    assert "no baseline" in comparison.above_the_baseline(results(), "herlev", "accuracy", "paper")
 
 
-def test_what_is_left_names_both_numbers_or_says_that_nothing_can_be_said():
-    (sentence,) = comparison.what_is_left(results().query("pipeline == 'combined'"))
-    assert "0.740 on random images and 0.580" in sentence
-    (silence,) = comparison.what_is_left(results().query("protocol == 'grouped'"))
-    assert "nothing can be said" in silence
+def test_what_is_left_names_all_three_numbers_or_says_that_nothing_can_be_said():
+    said = comparison.what_is_left(results(), "herlev", "combined")
+    assert "published 0.745, 0.740 (0.700 to 0.780) on random images, 0.580 (0.500 to 0.660)" in said
+    assert "not reached without leakage" in said
+    high = results().replace({"high": {0.66: 0.80}})
+    assert "lies inside the grouped interval" in comparison.what_is_left(high, "herlev", "combined")
+    assert "nothing can be said" in comparison.what_is_left(results(), "herlev", "classification")

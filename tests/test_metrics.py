@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cervix_utils import metrics, runs
+from cervix_utils import clinical, metrics, runs, weighted
 from cervix_utils.datasets import CLASSES
 
 SEVERITY = np.arange(1, 6)
@@ -45,6 +45,7 @@ def drawn(kind: str, seed: int, n: int = 60) -> tuple[pd.DataFrame, str]:
     return table(label, p, task, rng.integers(0, 15, n), score), task
 
 
+ERRORS = metrics.LOWER_IS_BETTER
 KINDS = ["plain", "ties", "missing", "one answer", "regression", "colposcopy"]
 
 
@@ -71,16 +72,16 @@ def test_weights_are_the_same_as_repeated_rows(kind):
 def test_perfect_predictions_give_exactly_one_and_no_error():
     label = np.repeat(range(5), 4)
     found = metrics.measure(table(label, np.eye(5)[label]), "herlev")
-    assert {name for name, value in found.items() if value[0] == 0} == {"log_loss", "mse", "mae"}
-    assert {name for name, value in found.items() if value[0] == 1} == found.keys() - {"log_loss", "mse", "mae"}
+    assert {name for name, value in found.items() if value[0] == 0} == ERRORS
+    assert {name for name, value in found.items() if value[0] == 1} == found.keys() - ERRORS
 
 
 def test_perfect_scores_without_probabilities_give_exactly_one():
     label = np.repeat(range(5), 4)
     found = metrics.measure(table(label, np.full((20, 5), np.nan), score=label + 1.0), "herlev")
-    assert "log_loss" not in found
-    assert {name for name, value in found.items() if value[0] != 1} == {"mse", "mae"}
-    assert found["mse"][0] == found["mae"][0] == 0
+    assert not {"log_loss", "brier", "rps"} & found.keys()
+    assert {name for name, value in found.items() if value[0] == 0} == ERRORS & found.keys()
+    assert {name for name, value in found.items() if value[0] == 1} == found.keys() - ERRORS
 
 
 def test_the_same_answer_for_all_is_chance():
@@ -101,6 +102,10 @@ def test_reversed_order_gives_zero():
     assert found["accuracy"][0] == found["binary_f1"][0] == found["auc_normal"][0] == 0
     assert found["kappa_quadratic"][0] == -1
     assert found["mse"][0] == 16
+    assert found["kendall_tau"][0] == -1 and found["adjacent_accuracy"][0] == 0
+    assert found["severe_miss"][0] == found["cis_called_normal"][0] == found["normal_called_cis"][0] == 1
+    assert found["brier"][0] == 2 and found["rps"][0] == 4
+    assert found["sensitivity_at_specificity_90"][0] == found["specificity_at_sensitivity_95"][0] == 0
 
 
 @pytest.mark.parametrize(
@@ -186,12 +191,12 @@ def test_results_keep_the_contract_and_carry_the_published_values():
     assert not found.duplicated(keys).any()
     assert (found["n_test"] == 60).all()
     row = found.set_index(keys)
-    assert row.loc[("colposcopy", "sgd", "paper", 0, "accuracy"), "paper"] == 0.77
-    assert row.loc[("herlev", "classification", "paper", 1, "binary_f1"), "paper"] == 0.94
-    assert row.loc[("colposcopy", "modern", "paper", 0), "paper"].isna().all()
+    assert row.loc[("colposcopy", "sgd", "paper", "0", "accuracy"), "paper"] == 0.77
+    assert row.loc[("herlev", "classification", "paper", "1", "binary_f1"), "paper"] == 0.94
+    assert row.loc[("colposcopy", "modern", "paper", "0"), "paper"].isna().all()
     slow = naive.measure(cells, "herlev")
     for name, value in slow.items():
-        assert row.loc[("herlev", "classification", "paper", 1, name), "value"] == pytest.approx(value, abs=1e-12)
+        assert row.loc[("herlev", "classification", "paper", "1", name), "value"] == pytest.approx(value, abs=1e-12)
 
 
 def test_published_table_names_metrics_that_exist_once_each_with_the_papers_figures():
@@ -243,3 +248,51 @@ def test_predictions_that_break_the_contract_are_refused(broken):
     metrics.check_predictions(good, "herlev")
     with pytest.raises(ValueError):
         metrics.check_predictions(broken(good), "herlev")
+
+
+@pytest.mark.parametrize("task", ["herlev", "colposcopy"])
+def test_mean_and_pooled_over_folds_with_limits_from_draws_shared_by_the_folds(task):
+    kind = "plain" if task == "herlev" else "colposcopy"
+    folds = {str(seed): drawn(kind, seed)[0] for seed in range(3)}
+    found = metrics.over_folds(folds, task, 40, 7).set_index(["fold", "metric"])
+    both = pd.concat(folds.values(), ignore_index=True)
+    weights = metrics.group_weights(both["group"], 40, 7)
+    parts = np.split(weights, 3, axis=1)  # the three tables have as many rows
+    for name, value in naive.measure(both, task).items():
+        assert found.loc[("pooled", name), "value"] == pytest.approx(value, abs=1e-12)
+        each = [naive.measure(table, task)[name] for table in folds.values()]
+        assert found.loc[("mean", name), "value"] == pytest.approx(np.mean(each), abs=1e-12)
+    drawn_means = [
+        np.mean([naive.measure(naive.repeated(t, own), task)["accuracy"] for t, own in zip(folds.values(), row)])
+        for row in zip(*parts)
+    ]
+    low, high = found.loc[("mean", "accuracy"), ["low", "high"]]
+    assert [low, high] == pytest.approx(np.percentile(drawn_means, [2.5, 97.5]), abs=1e-12)
+    assert (found.loc["mean", "n_test"] == 180).all() and (found.loc["1", "n_test"] == 60).all()
+
+
+def test_one_fold_has_neither_mean_nor_pooled():
+    assert set(metrics.over_folds({"2": drawn("plain", 0)[0]}, "herlev", 10)["fold"]) == {"2"}
+
+
+def test_limits_leave_out_what_does_not_exist():
+    assert np.isnan(weighted.limits(np.full(5, np.nan))).all()
+    assert weighted.limits(np.array([np.nan, *np.arange(101.0)])) == pytest.approx([2.5, 97.5])
+
+
+def test_operating_points_by_hand():
+    sick = np.array([True] * 4 + [False] * 10)
+    score = np.array([9, 8, 7, 1, 7.5, *np.arange(-9, 0)], float)  # one healthy above a sick one, nine far below
+    at = lambda x: weighted.sensitivity_at(x, sick, score, np.ones((1, 14)))[0]  # noqa: E731
+    assert (at(1.0), at(0.9), at(0.89)) == (0.5, 1.0, 1.0)
+    assert weighted.sensitivity_at(1.0, ~sick, -score, np.ones((1, 14)))[0] == 0.9
+    assert np.isnan(weighted.sensitivity_at(0.9, np.ones(3, bool), np.arange(3.0), np.ones((1, 3)))[0])
+
+
+def test_predictive_values_are_counts_in_a_population():
+    sick, healthy = 7_000, 93_000
+    found = clinical.predictive_values(np.array([0.9]), np.array([0.8]), 0.07)
+    assert found["ppv"][0] == pytest.approx(0.9 * sick / (0.9 * sick + 0.2 * healthy))
+    assert found["npv"][0] == pytest.approx(0.8 * healthy / (0.8 * healthy + 0.1 * sick))
+    perfect = clinical.predictive_values(np.array([1.0]), np.array([1.0]), 0.5)
+    assert perfect["ppv"][0] == perfect["npv"][0] == 1
