@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
-from cervix_utils import paired
+from cervix_utils import clinical, metrics, paired
 from cervix_utils.metrics import KEYS, LOWER_IS_BETTER
+from cervix_utils.weighted import group_weights, limits
 
 HEADLINE = ["accuracy", "f1_macro", "log_loss", "auc_mean", "mse", "binary_accuracy", "binary_f1", "kappa_quadratic"]
 BASELINE = "baseline_"  # pipelines without a network start like this
@@ -69,6 +71,15 @@ def side_by_side(results: pd.DataFrame, extra: Sequence[tuple[str, str, str]] = 
         name = "" if baseline is None else f" {baseline['pipeline'].removeprefix(BASELINE).replace('_', ' ')}"
         rows.append(row | {"best without a network, grouped": written(baseline) + name})
     return pd.DataFrame(rows)
+
+
+def with_intervals(results: pd.DataFrame, task: str, names: Sequence[str], pipelines: Sequence[str]) -> pd.DataFrame:
+    """One row a pipeline and protocol, one column a metric of ``names``: 'value (low to high)'; missing ones a dash."""
+    rows = summary(results)
+    rows = rows[(rows["task"] == task) & rows["metric"].isin(names) & rows["pipeline"].isin(pipelines)].copy()
+    rows["text"] = [written(row) if np.isfinite(row["value"]) else "–" for _, row in rows.iterrows()]
+    wide = rows.pivot(index=["pipeline", "protocol"], columns="metric", values="text").fillna("–")
+    return wide[[name for name in names if name in wide]].rename_axis(columns=None)
 
 
 def folds_of(found: Iterable, task: str, pipeline: str, protocol: str) -> dict[str, pd.DataFrame]:
@@ -151,3 +162,48 @@ def what_is_left(results: pd.DataFrame, task: str, pipeline: str, metric: str = 
         f"**{task}, {pipeline}, {metric.replace('_', ' ')}:** {claim}{written(of.loc['paper'])} on random images, "
         f"{written(grouped)} where no relative of a test image was seen in training.{stands}"
     )
+
+
+def _shares(answer: np.ndarray, of: np.ndarray, weights: np.ndarray) -> str:
+    """'0.90 (0.85 to 0.95)': share of the images ``of`` (n,) for which ``answer`` (n,) is true, first weights: the data."""
+    with np.errstate(invalid="ignore"):
+        drawn = weights @ (answer & of) / (weights @ of)
+    low, high = limits(drawn[1:])
+    return f"{drawn[0]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def original_classes(folds: dict[str, pd.DataFrame], n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Herlev's seven classes (from the ids), folds pooled: cells, groups, and shares called normal, abnormal and CIS.
+
+    Columnar normals are small, dark and easily taken for carcinoma in situ: the five grades hide them.
+    """
+    pooled = pd.concat(folds.values(), ignore_index=True)
+    original, called = pooled["id"].str.split("/").str[0], metrics.predicted_class(pooled)
+    weights = np.vstack([np.ones(len(pooled)), group_weights(pooled["group"], n_boot, seed)])
+    top = len(metrics.class_columns(pooled)) - 1
+    answers = {
+        "right grade": called == metrics.true_class(pooled),
+        "called abnormal": metrics.predicted_abnormal(pooled),
+        "called carcinoma in situ": called == top,
+    }
+    order = pooled.assign(original=original, grade=metrics.true_class(pooled)).sort_values("grade", kind="stable")
+    rows = []
+    for name in order["original"].unique():
+        of = (original == name).to_numpy()
+        row = {"class": name, "cells": of.sum(), "groups": pooled.loc[of, "group"].nunique()}
+        rows.append(row | {key: _shares(answer, of, weights) for key, answer in answers.items()})
+    return pd.DataFrame(rows).set_index("class")
+
+
+def at_prevalence(folds: dict[str, pd.DataFrame], prevalence: float, n_boot: int = 1000, seed: int = 0) -> pd.Series:
+    """Sensitivity, specificity, PPV and NPV of the call 'abnormal', folds pooled, where a share ``prevalence`` is abnormal."""
+    pooled = pd.concat(folds.values(), ignore_index=True)
+    weights = np.vstack([np.ones(len(pooled)), group_weights(pooled["group"], n_boot, seed)])
+    found = metrics.measure(pooled, "herlev", weights)
+    found = {name: found[name] for name in ("sensitivity", "specificity")}
+    found |= clinical.predictive_values(found["sensitivity"], found["specificity"], prevalence)
+    texts = {}
+    for name, drawn in found.items():
+        low, high = limits(drawn[1:])
+        texts[name] = f"{drawn[0]:.3f} ({low:.3f} to {high:.3f})"
+    return pd.Series(texts)

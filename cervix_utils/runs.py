@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,9 +109,9 @@ def write(
     return read(folder)
 
 
-def read(folder: Path) -> Run:
-    """A finished run. Raises RunError naming what is missing."""
-    missing = [name for name in FILES if not (folder / name).is_file()]
+def read(folder: Path, files: Sequence[str] = FILES[1:]) -> Run:
+    """A finished run that has these ``files``; published ones lack the model. Raises RunError naming what is missing."""
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise RunError(f"run folder {folder} lacks {', '.join(missing)}: run the notebook that trains it")
     recipe = json.loads((folder / "recipe.json").read_text())
@@ -128,7 +128,7 @@ def _table(file: Path) -> pd.DataFrame:
 def find(folder: Path, key: str) -> Run | None:
     """The finished run in ``folder`` when it has this ``key``, else None."""
     try:
-        found = read(folder)
+        found = read(folder, FILES)
     except RunError:
         return None
     return found if found.recipe.get("key") == key else None
@@ -179,6 +179,7 @@ def load_model(run: Run, device: str = "cpu") -> "torch.nn.Module":
     from cervix_utils import losses  # here, so that reading predictions does not import PyTorch
     from cervix_utils.networks import network
 
+    read(run.folder, FILES)  # says what is missing
     state = load_file(run.folder / "model.safetensors", device="cpu")
     classes = sum(name.startswith("p_") for name in run.predictions)
     outputs = losses.n_outputs(run.recipe["pipeline"], classes)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_metrics import drawn, run
+from test_metrics import drawn, run, table
 
 from cervix_utils import comparison, metrics, paired
 
@@ -105,3 +105,34 @@ def test_what_is_left_names_all_three_numbers_or_says_that_nothing_can_be_said()
     high = results().replace({"high": {0.66: 0.80}})
     assert "lies inside the grouped interval" in comparison.what_is_left(high, "herlev", "combined")
     assert "nothing can be said" in comparison.what_is_left(results(), "herlev", "classification")
+
+
+def cells(rows: list[tuple[str, int, int, str]]) -> pd.DataFrame:
+    """Rows (original class, label, prediction, group) as a predictions table."""
+    found = table(np.array([r[1] for r in rows]), np.eye(5)[[r[2] for r in rows]], groups=None)
+    return found.assign(id=[f"{r[0]}/{i}" for i, r in enumerate(rows)], group=[r[3] for r in rows])
+
+
+def test_the_seven_classes_come_from_the_ids_and_keep_the_order_of_severity():
+    rows = [("carcinoma_in_situ", 4, 4, "a"), ("normal_columnar", 0, 4, "b"), ("normal_columnar", 0, 0, "b")]
+    found = comparison.original_classes({"0": cells(rows), "1": cells([("normal_columnar", 0, 1, "c")])}, 50)
+    assert list(found.index) == ["normal_columnar", "carcinoma_in_situ"]
+    columnar = found.loc["normal_columnar"]
+    assert (columnar["cells"], columnar["groups"]) == (3, 2)
+    assert columnar["right grade"].startswith("0.33 (") and columnar["called abnormal"].startswith("0.67 (")
+    assert columnar["called carcinoma in situ"].startswith("0.33 (")
+    assert found.loc["carcinoma_in_situ", "right grade"] == "1.00 (1.00 to 1.00)"
+
+
+def test_predictive_values_at_a_prevalence_of_one_half_are_those_of_a_balanced_population():
+    rows = [("x", 0, 0, "a"), ("x", 0, 1, "b"), ("x", 4, 4, "c"), ("x", 3, 4, "d")]
+    found = comparison.at_prevalence({"0": cells(rows)}, 0.5, 20)
+    assert list(found.index) == ["sensitivity", "specificity", "ppv", "npv"]
+    assert [found[name].split()[0] for name in found.index] == ["1.000", "0.500", "0.667", "1.000"]
+
+
+def test_tables_with_intervals_have_a_dash_where_nothing_was_measured():
+    found = comparison.with_intervals(results(), "herlev", ["mse", "accuracy", "rps"], ["classification", "combined"])
+    assert list(found.columns) == ["mse", "accuracy"]
+    assert found.loc[("combined", "grouped"), "mse"] == "–"
+    assert found.loc[("classification", "paper"), "accuracy"] == "0.610 (0.570 to 0.660)"
