@@ -12,7 +12,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorImage, params, set_seed
-from fastai.vision.augment import aug_transforms
+from fastai.vision.augment import RandTransform, aug_transforms
 from torch import Tensor, nn
 
 from cervix_utils import decoded, losses, networks
@@ -45,11 +45,28 @@ def body_and_head(model: nn.Module) -> list[list[nn.Parameter]]:
     return [[p for child in list(model.children())[:-1] for p in params(child)], params(model.fc)]
 
 
+class Stain(RandTransform):
+    """Another stain and exposure for every training image: each colour's optical density -log x times exp(spread z),
+    plus 0.15 spread z' (z standard normal), as slides differ (after Tellez et al. 2019, on RGB). x in 0..1."""
+
+    order = 50  # after lighting, before normalisation
+
+    def __init__(self, spread: float):
+        super().__init__()
+        self.spread = spread
+
+    def encodes(self, x: TensorImage) -> TensorImage:
+        gain, shift = torch.randn(2, len(x), 3, 1, 1, device=x.device)
+        density = -x.clamp(0.01, 1).log() * (self.spread * gain).exp() + 0.15 * self.spread * shift
+        return (-density).exp().clamp(0, 1)
+
+
 def augmentations(recipe: Recipe) -> list:
     """fastai batch transforms of the recipe's augmentation; one resampling, edges continued, lighting in logit space."""
+    stain = [Stain(recipe.stain)] if recipe.stain else []
     if recipe.flip == "none" and not (recipe.rotate or recipe.lighting) and recipe.zoom == 1:
-        return []
-    return aug_transforms(
+        return stain
+    return stain + aug_transforms(
         do_flip=recipe.flip != "none",
         flip_vert=recipe.flip == "both",
         max_rotate=recipe.rotate,

@@ -38,6 +38,7 @@ class Recipe:
     rotate: float  # degrees either way
     zoom: float  # largest magnification
     lighting: float  # brightness and contrast, fastai's max_lighting
+    stain: float  # spread of the log gain of each colour's optical density
     selection: str  # best (validation loss) or last epoch
     test_flips: int
     phash_distance: int
@@ -122,6 +123,7 @@ def colposcopy(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         rotate=0.0,
         zoom=1.0,
         lighting=0.0,
+        stain=0.0,
         selection="last",
         test_flips=1,
         phash_distance=settings["phash_distance"],
@@ -143,7 +145,7 @@ def colposcopy(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         rotate=20.0,
         zoom=1.25,
         lighting=0.3,
-        selection="best",
+        selection=settings["selection"],
         test_flips=settings["test_flips"],
     )
     return {"sgd": sgd, "modern": modern}[pipeline]
@@ -181,7 +183,8 @@ def herlev(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         rotate=180.0,
         zoom=1.15,
         lighting=0.2,
-        selection="best",
+        stain=settings["herlev_stain"],
+        selection=settings["selection"],
         test_flips=settings["test_flips"],
         phash_distance=settings["phash_distance"],
         valid_fraction=settings["valid_fraction"],

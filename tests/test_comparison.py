@@ -90,7 +90,11 @@ def test_the_constraint_is_judged_protocol_by_protocol():
 
 @pytest.mark.parametrize(
     ("baseline", "verdict"),
-    [((0.40, 0.3, 0.45), "clearly better"), ((0.55, 0.5, 0.6), "better, within the uncertainty"), ((0.6, 0.5, 0.7), "not better")],
+    [
+        ((0.40, 0.3, 0.45), "clearly better"),
+        ((0.55, 0.5, 0.6), "better, within the uncertainty"),
+        ((0.6, 0.5, 0.7), "not better"),
+    ],
 )
 def test_networks_are_held_against_the_best_baseline(baseline, verdict):
     said = comparison.above_the_baseline(results(baseline), "herlev", "accuracy")

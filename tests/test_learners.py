@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.torch_core import TensorImage, set_seed
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -495,3 +496,87 @@ def test_the_real_networks_train_one_step_on_every_parameter(split_of, make, arc
     moved = [not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())]
     assert np.mean(moved) > 0.3 and moved[-1]  # zero-initialised branches wait for their batch norm
     assert all(torch.isfinite(p).all() for p in learn.model.parameters())
+
+
+# What generalises, and rivals: stain, window, balanced batches, ordinal pipelines
+
+
+def test_stain_changes_each_colour_of_each_training_image_by_one_power_and_factor():
+    torch.manual_seed(0)
+    x = TensorImage(torch.rand(3, 3, 8, 8) * 0.8 + 0.1)
+    out = learners.Stain(0.3)(x, split_idx=0)
+    assert torch.equal(learners.Stain(0.3)(x, split_idx=1), x)
+    for before, after in zip(x.reshape(9, -1), out.reshape(9, -1)):
+        inside = after < 1
+        slope, shift = np.polyfit(-before[inside].log(), -after[inside].log(), 1)
+        np.testing.assert_allclose(-after[inside].log(), -slope * before[inside].log() + shift, atol=1e-5)
+        assert 0.3 < slope < 3 and slope != 1
+    assert out.min() >= 0 and out.max() <= 1
+
+
+def test_stain_gains_have_the_spread_asked_for():
+    torch.manual_seed(0)
+    out = learners.Stain(0.2)(TensorImage(torch.full((4000, 3, 1, 2), 0.5) ** torch.tensor([1.0, 2.0])), split_idx=0)
+    gain = (out[..., 0] / out[..., 1]).log() / np.log(2)
+    assert gain.log().std().item() == pytest.approx(0.2, rel=0.05) and gain.log().mean().abs() < 0.01
+
+
+def test_only_training_batches_are_stained(split_of):
+    recipe = herlev(stain=0.5, flip="none", rotate=0.0, zoom=1.0, lighting=0.0)
+    loaders = learners.dataloaders(split_of("herlev"), recipe, torch.device("cpu"))
+    plain = learners.dataloaders(split_of("herlev"), replace(recipe, stain=0.0), torch.device("cpu"))
+    assert torch.equal(loaders.valid.one_batch()[0], plain.valid.one_batch()[0])
+    assert learners.augmentations(replace(recipe, stain=0.0)) == []
+    assert not torch.isclose(loaders.train.one_batch()[0].std(), plain.train.one_batch()[0].std(), rtol=1e-3)
+
+
+def test_balanced_batches_draw_every_class_as_often_whatever_its_share(split_of):
+    split = split_of("herlev")
+    rows = split.index[split["part"] == "train"]
+    split.loc[rows, "label"] = ["normal"] * 9 + ["carcinoma_in_situ"]
+    loaders = learners.dataloaders(split, herlev(balanced=True), torch.device("cpu"))
+    set_seed(0)
+    drawn = torch.cat([target for _ in range(200) for _, target in loaders.train])
+    assert (drawn == 4).float().mean().item() == pytest.approx(0.5, abs=0.04)
+    valid = split.loc[split["part"] == "valid", "label"]
+    assert len(loaders.valid_ds) == len(valid) == sum(len(y) for _, y in loaders.valid)
+
+
+def test_corn_probabilities_are_products_of_conditional_ones():
+    out = outputs(20, 4)
+    found = losses.probabilities(out, 5).numpy()
+    for row, logits in zip(found, out.tolist()):
+        beyond = [1.0]
+        for value in logits:
+            beyond.append(beyond[-1] / (1 + np.exp(-value)))
+        np.testing.assert_allclose(row, [a - b for a, b in zip(beyond, [*beyond[1:], 0.0])], atol=1e-6)
+    assert (found >= 0).all() and np.allclose(found.sum(axis=1), 1)
+    sure = torch.tensor([[-50.0, 0, 0, 0], [50, 50, -50, 0], [50, 50, 50, 50]])
+    assert losses.predicted_class(sure).tolist() == [0, 2, 4] and losses.score(sure).tolist() == [1, 3, 5]
+
+
+def test_ordinal_rivals_fall_with_the_error_and_are_dlordinals():
+    target = torch.tensor([0, 2, 4])
+    right = 20 * torch.eye(5)[target]
+    for pipeline, good in (
+        ("corn", torch.tensor([[-9.0, 0, 0, 0], [9, 9, -9, 0], [9, 9, 9, 9]])),
+        ("soft_labels", right),
+    ):
+        loss = losses.loss_of(pipeline, n_classes=5)
+        assert type(loss).__module__.startswith("dlordinal")
+        assert loss(good, target) < loss(good.flip(0), target)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("combined", 1.0), ("combined_w0.3", 0.3), ("combined_w10", 10.0)])
+def test_the_weight_of_the_constraint_comes_from_the_pipelines_name(name, weight):
+    recipe = recipes.herlev(config.validate({"herlev_pipelines": [name]}, "test"), name)
+    assert (recipe.pipeline, recipe.regression_weight) == (name, weight)
+    out, target = outputs(6, 5), torch.arange(6) % 5
+    expected = losses.severity_loss(out, target, 1.0, weight)
+    assert torch.equal(losses.loss_of(recipe.pipeline, recipe.regression_weight)(out, target), expected)
+
+
+@pytest.mark.parametrize("name", ["combined_w", "combined_w-1", "combined_wx", "corn2", "../x"])
+def test_pipelines_that_do_not_exist_are_refused(name):
+    with pytest.raises(config.ConfigError, match="herlev_pipelines"):
+        config.validate({"herlev_pipelines": [name]}, "test")

@@ -36,7 +36,9 @@ def test_difference_resamples_groups_together():
     for row in weights:
         each = [naive.measure(naive.repeated(t, w), "herlev")["mse"] for t, w in zip(tables, np.split(row, 4))]
         drawn_gaps.append(np.mean(each[2:]) - np.mean(each[:2]))
-    assert found.loc["mse", ["low", "high"]].tolist() == pytest.approx(np.percentile(drawn_gaps, [2.5, 97.5]), abs=1e-12)
+    assert found.loc["mse", ["low", "high"]].tolist() == pytest.approx(
+        np.percentile(drawn_gaps, [2.5, 97.5]), abs=1e-12
+    )
     values = [naive.measure(t, "herlev")["mse"] for t in tables]
     assert found.loc["mse", "difference"] == pytest.approx(np.mean(values[2:]) - np.mean(values[:2]), abs=1e-12)
 
