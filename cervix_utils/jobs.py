@@ -45,7 +45,7 @@ def plan(name: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if settings["attribution_pipeline"] not in settings["herlev_pipelines"]:
         raise ValueError(f"attribution_pipeline: {settings['attribution_pipeline']} is not among herlev_pipelines")
     first = {"protocol": settings["herlev_protocols"][0], "fold": settings["herlev_folds"][0]}
-    parts = {"01_data_exploration": {}, EXPLAIN: first, "05_comparison": {}}
+    parts = {"01_data_exploration": {}, EXPLAIN: first, "05_comparison": {}, "06_calibration": {}}
     for stem, task in ((COLPOSCOPY, "colposcopy"), (HERLEV, "herlev")):
         for protocol in settings[f"{task}_protocols"]:
             parts |= {f"{stem}_{protocol}-{f}": {"protocol": protocol, "fold": f} for f in settings[f"{task}_folds"]}
@@ -62,10 +62,10 @@ def notebook_of(stem: str) -> str:
 
 
 def needs(stem: str, jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Reports whose runs another one reads: notebook 4 explains one network, notebook 5 compares all."""
+    """Reports whose runs another one reads: notebook 4 explains one network, notebooks 5 and 6 read all."""
     if stem == EXPLAIN:
         return [f"{HERLEV}_{jobs[stem]['protocol']}-{jobs[stem]['fold']}"]
-    return [other for other in jobs if other[:2] in ("02", "03")] if stem[:2] == "05" else []
+    return [other for other in jobs if other[:2] in ("02", "03")] if stem[:2] in ("05", "06") else []
 
 
 def uses_gpu(settings: Mapping[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def test_demo_is_the_defaults_of_the_schema():
 def test_every_key_says_what_it_is_for_and_who_reads_it():
     for key, entry in config.schema().items():
         assert entry["description"].endswith(".") and "unit" in entry and ("type" in entry or "enum" in entry), key
-        assert set(entry["notebooks"]) <= {1, 2, 3, 4, 5}, key
+        assert set(entry["notebooks"]) <= {1, 2, 3, 4, 5, 6}, key
 
 
 def test_overrides_win_and_are_checked():
@@ -147,7 +147,7 @@ def settings(tiny_demo):
 def test_plan_has_one_job_a_notebook_protocol_and_fold_with_its_parameters(settings):
     asked = {"herlev_folds": [0, 2], "colposcopy_protocols": ["grouped", "train_only"], "herlev_epochs": 3}
     planned, found = jobs.plan("demo", settings | asked)
-    expected = {"01_data_exploration", "04_explainability", "05_comparison"}
+    expected = {"01_data_exploration", "04_explainability", "05_comparison", "06_calibration"}
     expected |= {f"{jobs.COLPOSCOPY}_{name}-0" for name in asked["colposcopy_protocols"]}
     expected |= {f"{jobs.HERLEV}_{name}-{fold}" for name, fold in itertools.product(("paper", "grouped"), (0, 2))}
     assert list(found) == sorted(expected)
@@ -164,7 +164,7 @@ def test_plan_runs_a_notebook_after_those_it_reads(settings):
     found = jobs.plan("demo", settings | {"herlev_folds": [1, 0], "herlev_protocols": ["grouped"]})[1]
     needs = {stem: jobs.needs(stem, found) for stem in found}
     training = [stem for stem in found if stem[:2] in ("02", "03")]
-    assert needs.pop("05_comparison") == training and len(training) == 4
+    assert needs.pop("05_comparison") == needs.pop("06_calibration") == training and len(training) == 4
     assert needs.pop(jobs.EXPLAIN) == [f"{jobs.HERLEV}_grouped-1"]
     assert set(map(tuple, needs.values())) == {()}
 
@@ -175,6 +175,7 @@ def test_plan_runs_a_notebook_after_those_it_reads(settings):
         ("03_herlev_resnet101_grouped-0", NOTEBOOK),
         ("02_colposcopy_resnet50_train_only-12", "02_colposcopy_resnet50"),
         ("05_comparison", "05_comparison"),
+        ("06_calibration", "06_calibration"),
     ],
 )
 def test_report_names_lead_back_to_their_notebook(stem, notebook):

@@ -1,4 +1,4 @@
-"""Notebooks are literature: rules that a machine can check, and all five executed in order by nbval."""
+"""Notebooks are literature: rules that a machine can check, and all six executed in order by nbval."""
 
 import ast
 import os
@@ -19,6 +19,7 @@ ORDER = [
     "03_herlev_resnet101",
     "04_explainability",
     "05_comparison",
+    "06_calibration",
 ]
 
 
@@ -31,7 +32,7 @@ def code_cells(book):
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
-def test_the_five_notebooks_are_there():
+def test_the_six_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == ORDER
 
 
@@ -118,7 +119,7 @@ def test_galleries_are_opt_in(notebook):
 
 
 @pytest.mark.slow
-def test_nbval_runs_all_five_in_order(tmp_path):
+def test_nbval_runs_all_six_in_order(tmp_path):
     environment = os.environ | {"CERVIX_REPORTS": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:randomly", "--nbval-cell-timeout=600"]
     done = subprocess.run(
