@@ -1,0 +1,154 @@
+"""What may be shared of a report: numbers, drawn figures and pages; and that the published numbers follow from it."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from test_comparison import results
+from test_metrics import drawn
+
+from cervix_utils import metrics, paths, publishing, references, runs
+from cervix_utils.datasets import CLASSES
+
+PUBLISHED = paths.ROOT / "reports" / "published"
+README = f"before\n{publishing.BEGIN}\nold\n{publishing.END}\nafter\n"
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """Function: a finished report ``toy`` of one run and one reference; its notebook 5 had these parameters and output."""
+    monkeypatch.setenv("CERVIX_REPORTS", str(tmp_path))
+
+    def make(parameters=(), data=None):
+        folder = tmp_path / "toy"
+        run = folder / "runs" / "herlev" / "combined" / "paper-0"
+        run.mkdir(parents=True)
+        table = drawn("plain", 0)[0]
+        recipe = {"task": "herlev", "pipeline": "combined", "protocol": "paper", "fold": 0}
+        (run / "recipe.json").write_text(json.dumps(recipe))
+        (run / "model.safetensors").write_bytes(b"weights")
+        pd.DataFrame({"epoch": [1]}).to_csv(run / "history.csv", index=False)
+        table.to_csv(run / "predictions.csv", index=False)
+        references.write(folder, "herlev", "baseline_all_forest", "paper", 0, drawn("plain", 1)[0])
+        found = [*runs.all_runs(folder / "runs", "herlev"), *references.all_references(folder, "herlev")]
+        metrics.results(found, 20).to_csv(folder / "results.csv", index=False)
+        (folder / "run.json").write_text("{}")
+        cell = new_code_cell("", metadata={"tags": ["figure-leakage"]})
+        cell.outputs = [new_output("display_data", data=data or {"image/svg+xml": "<svg>leak</svg>"})]
+        for stem in ("04_explainability", "05_comparison"):
+            book = new_notebook(cells=[cell], metadata={"papermill": {"parameters": dict(parameters)}})
+            nbformat.write(book, folder / f"{stem}.ipynb")
+            (folder / f"{stem}.html").write_text(stem)
+        return folder
+
+    return make
+
+
+def test_numbers_figures_and_pages_are_copied_and_models_and_attributions_stay(report, tmp_path):
+    report()
+    (tmp_path / "published").mkdir()
+    for old in ("README.md", "03_old.html", "tries.csv"):
+        (tmp_path / "published" / old).write_text("kept?")
+    target = publishing.publish("toy")
+    found = {str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()}
+    run = "runs/herlev/combined/paper-0"
+    assert found == {
+        *(f"{run}/{name}" for name in ("recipe.json", "history.csv", "predictions.csv")),
+        "references/herlev/baseline_all_forest/paper-0.csv",
+        *("results.csv", "run.json", "05_comparison.html", "figures/leakage.svg", "README.md", "tries.csv"),
+    }
+    assert (target / "figures" / "leakage.svg").read_text() == "<svg>leak</svg>"
+    assert publishing.publish("toy") == target  # again, over what is there
+
+
+@pytest.mark.parametrize(
+    ("parameters", "data", "words"),
+    [
+        ({"show_cells": True}, None, "was made with pictures"),
+        ({"show_photographs": True}, None, "was made with pictures"),
+        ({}, {"image/png": "iVBOR"}, "holds a bitmap"),
+    ],
+)
+def test_reports_with_pictures_are_refused_and_nothing_is_written(report, tmp_path, parameters, data, words):
+    report(parameters, data)
+    with pytest.raises(publishing.PublishError, match=words):
+        publishing.publish("toy")
+    assert not (tmp_path / "published").exists()
+
+
+@pytest.mark.parametrize("name", ["results.csv", "run.json", "05_comparison.ipynb"])
+def test_what_is_missing_is_named(report, name):
+    (report() / name).unlink()
+    with pytest.raises(publishing.PublishError, match=f"{name} is missing: make reports CONFIG=toy"):
+        publishing.publish("toy")
+
+
+def test_the_table_of_the_readme_has_a_line_a_number_and_the_best_baseline():
+    text = publishing.with_table(README, results())
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert (
+        "| cells, combined | accuracy | 0.745 | 0.740 (0.700 to 0.780) | 0.580 (0.500 to 0.660) | 0.550 (0.500 to 0.600) all forest |"
+        in text
+    )
+    assert "|  | MSE of the score | 0.51 | 0.500 (0.400 to 0.600) | – | 0.700 (0.600 to 0.800) size forest |" in text
+    assert "without_nucleus" not in text and "baseline" not in text
+    assert publishing.with_table(text, results()) == text
+
+
+def test_a_readme_without_its_marks_is_refused():
+    with pytest.raises(publishing.PublishError, match="needs one line"):
+        publishing.with_table("no marks", results())
+
+
+published = pytest.mark.skipif(not (PUBLISHED / "results.csv").exists(), reason="nothing was published yet")
+
+
+@published
+@pytest.mark.slow
+def test_published_results_follow_from_the_published_predictions():
+    settings = json.loads((PUBLISHED / "run.json").read_text())["configuration"]
+    found = [run for task in CLASSES for run in runs.all_runs(PUBLISHED / "runs", task)]
+    found += [one for task in CLASSES for one in references.all_references(PUBLISHED, task)]
+    again = metrics.results(found, settings["n_boot"], settings["seed"]).round(6)
+    kept = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str})
+    pd.testing.assert_frame_equal(again, kept, check_dtype=False, atol=2e-6, rtol=0)
+
+
+@published
+def test_published_parts_share_no_image_and_grouped_ones_no_group():
+    found = [run for task in CLASSES for run in runs.all_runs(PUBLISHED / "runs", task)]
+    assert found
+    for run in found:
+        assert not run.predictions["id"].duplicated().any()
+        parts = {name: set(rows["group"]) for name, rows in run.predictions.groupby("part")}
+        assert parts.keys() == {"train", "valid", "test"}
+        if run.recipe["protocol"] == "grouped":
+            assert (
+                not parts["train"] & parts["test"]
+                and not parts["train"] & parts["valid"]
+                and not parts["valid"] & parts["test"]
+            )
+        if run.recipe["task"] == "herlev":
+            assert np.isfinite(run.predictions["score"]).all()
+
+
+@published
+def test_published_files_hold_no_picture_no_model_and_name_no_folder_of_a_machine():
+    kinds = {file.suffix for file in PUBLISHED.rglob("*") if file.is_file()}
+    assert kinds <= {".csv", ".json", ".md", ".svg", ".html"}
+    for file in PUBLISHED.rglob("*"):
+        if file.is_file():
+            text = file.read_text(errors="replace")
+            assert "data:image/png" not in text and "data:image/jpeg" not in text and "<image" not in text, file
+            assert str(Path.home()) + "/" not in text and str(paths.ROOT) not in text, file
+
+
+@published
+def test_the_readme_shows_the_published_results():
+    readme = (paths.ROOT / "README.md").read_text()
+    kept = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str})
+    assert publishing.with_table(readme, kept) == readme
