@@ -35,6 +35,16 @@ def run_dir(runs: str | Path, task: str, pipeline: str, protocol: str, fold: int
     return Path(runs) / task / pipeline / f"{protocol}-{fold}"
 
 
+def references_dir(report_dir: str | Path, task: str) -> Path:
+    """Folder of the predictions that a network's are read against: ``<report_dir>/references/<task>``."""
+    return Path(report_dir) / "references" / task
+
+
+def reference_file(report_dir: str | Path, task: str, name: str, protocol: str, fold: int) -> Path:
+    """One of them: ``<report_dir>/references/<task>/<name>/<protocol>-<fold>.csv``."""
+    return references_dir(report_dir, task) / name / f"{protocol}-{fold}.csv"
+
+
 def public(value: Any) -> Any:
     """``value`` fit to be mailed: in strings, at any depth, an absolute path is cut down to its last part."""
     if isinstance(value, Mapping):

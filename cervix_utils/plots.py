@@ -79,6 +79,18 @@ def with_intervals(
     return ax
 
 
+def blanked(ax: Axes, numbers: pd.DataFrame, metric: str, chance: float) -> Axes:
+    """One metric with 95 % intervals by what was blanked (``shortcuts.numbers``), one colour a pipeline; dashed: chance."""
+    pipelines = list(dict.fromkeys(numbers["pipeline"]))
+    for index, name in enumerate(pipelines):
+        rows = numbers[(numbers["pipeline"] == name) & (numbers["metric"] == metric)]
+        shift = 0.16 * (index - (len(pipelines) - 1) / 2)
+        with_intervals(ax, rows, list(rows["blanked"]), f"C{index}", shift, name)
+    ax.axvline(chance, color="0.5", linestyle="--", linewidth=1, label="chance")
+    ax.set(xlabel=readable(metric), ylabel="blanked")
+    return ax
+
+
 def counts(
     ax: Axes, table: pd.DataFrame, column: str, order: Sequence[str], published: dict[str, int] | None = None
 ) -> Axes:

@@ -115,11 +115,11 @@ def read(folder: Path, files: Sequence[str] = FILES[1:]) -> Run:
     if missing:
         raise RunError(f"run folder {folder} lacks {', '.join(missing)}: run the notebook that trains it")
     recipe = json.loads((folder / "recipe.json").read_text())
-    history, predictions = (_table(folder / name) for name in FILES[2:])
+    history, predictions = (read_table(folder / name) for name in FILES[2:])
     return Run(folder, recipe, history, predictions)
 
 
-def _table(file: Path) -> pd.DataFrame:
+def read_table(file: Path) -> pd.DataFrame:
     """A CSV whose names stay text (a group may be called NA); every other column is a number, empty ones are NaN."""
     text = pd.read_csv(file, dtype=str, keep_default_na=False)
     return text.apply(lambda column: column if column.name in NAMES else pd.to_numeric(column))

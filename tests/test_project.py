@@ -13,7 +13,13 @@ from cervix_utils import paths, rendering
 
 DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted((paths.ROOT / "cervix_utils").glob("*.py"))
-IMPORT_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
+IMPORT_NAMES = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "bs4": "beautifulsoup4",
+    "skimage": "scikit-image",
+}
 FROM_ANOTHER = {"IPython", "traitlets", "tornado"}  # of ipykernel and nbconvert
 
 
