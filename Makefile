@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
 # seaborn, fastai and captum warn of each other's deprecations; nothing here acts on them
 export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning,ignore::UserWarning
-.PHONY: help lab reports test bench lint clean unlock config lock
+.PHONY: help lab reports publish test bench lint clean unlock config lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,6 +26,9 @@ help:  ## this list
 reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|paper DATA=folder SET="key=value"
 	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
+
+publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, and its table to README: CONFIG=cpu
+	$(PY) -m cervix_utils.publishing $(CONFIG)
 
 lab: .venv/.done  ## open JupyterLab on the notebooks
 	.venv/bin/jupyter lab --notebook-dir=notebooks
