@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from cervix_utils import jobs, paths
+from cervix_utils import jobs, paths, reporting
 
 name = config.pop("name", "demo")
 try:
@@ -16,9 +16,12 @@ except ValueError as error:
 
 STEP = f"{sys.executable} -m cervix_utils.jobs"
 out = paths.reports_dir(name)
+package = sorted(path for path in Path("cervix_utils").rglob("*") if path.is_file())
 pages = {"reporting.py", "jobs.py", "rendering.py"}  # change what a page looks like, not what a notebook says
-modules = sorted(path for path in Path("cervix_utils").glob("*.py") if path.name not in pages)
-look = sorted(path for path in Path("cervix_utils").rglob("*") if path.name in pages or "templates" in path.parts[:-1])
+last = {"documents.py", "checklists.py", "checklists.yaml", "overview.html.j2", "macros.html.j2"}  # of the last step alone
+beside = [path for path in package if path.name in last or path.parent.name == "documents"]
+look = [path for path in package if path not in beside and (path.name in pages or "templates" in path.parts)]
+modules = [path for path in package if path.match("cervix_utils/*.py") and path not in [*beside, *look]]
 training = {stem for stem in reports if stem[:2] in ("02", "03")}
 shared_cores = max(1, workflow.cores // min(settings["training_jobs"], len(training)))
 
@@ -74,11 +77,14 @@ rule page:
 
 
 rule index:
+    """The record of the run, the documents beside the pages, and the overview."""
     input:
         [out / f"{stem}.html" for stem in reports],
+        beside,
     output:
         out / "index.html",
         out / "run.json",
+        [out / file for file in reporting.DOCUMENTS],
     params:
         settings=json.dumps(settings),
     shell:

@@ -106,11 +106,14 @@ def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
 
 
 def index(name: str, settings: Mapping[str, Any]) -> None:
-    """Write run.json and index.html of ``reports/<name>``."""
+    """Write run.json, the documents and index.html of ``reports/<name>``."""
+    from cervix_utils import documents  # here: planning and executing start without scikit-learn
+
     out = paths.reports_dir(name)
-    tables = {task: datasets.load(settings["data_root"], task, settings["seed"])[0] for task in datasets.FOLDERS}
-    fingerprints = {task: datasets.fingerprint(table) for task, table in tables.items()}
+    tables = {task: datasets.load(settings["data_root"], task, settings["seed"]) for task in datasets.FOLDERS}
+    fingerprints = {task: datasets.fingerprint(table) for task, (table, _) in tables.items()}
     reporting.write_run_json(out / "run.json", settings, fingerprints, reporting.notebook_seconds(out))
+    documents.write(out, settings, tables)
     reporting.write_index(out, name)
 
 

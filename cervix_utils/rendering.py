@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bleach
+import jinja2
 import nbformat
 from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
 from bs4 import BeautifulSoup
@@ -94,6 +95,12 @@ def page(title: str, **more: Any) -> dict[str, Any]:
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {"style": style, "script": script, "script_hash": script_hash, "disclaimer": DISCLAIMER}
     return {**parts, "title": title, **more}
+
+
+def fill(template: str, **values: Any) -> str:
+    """Text of a template in ``templates/report``; every value in it is escaped."""
+    folder = jinja2.FileSystemLoader(TEMPLATES / "report")
+    return jinja2.Environment(loader=folder, autoescape=True).get_template(template).render(**values)
 
 
 def title(notebook: nbformat.NotebookNode, default: str) -> str:

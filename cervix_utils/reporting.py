@@ -18,6 +18,14 @@ import pandas as pd
 from cervix_utils import paths
 
 PACKAGES = ("torch", "torchvision", "fastai", "captum", "papermill", "cervix-notebooks")
+DOCUMENTS = {  # what `documents` writes beside the notebooks' pages
+    "model_card_herlev.html": "Model card: severity of single cells",
+    "model_card_colposcopy.html": "Model card: cervix types",
+    "checklist.html": "Answers for CLAIM 2024, TRIPOD+AI and STARD-AI",
+    "checklist.csv": "The same answers as a table (CSV)",
+    "flow_herlev.svg": "Flow diagram: single cells",
+    "flow_colposcopy.svg": "Flow diagram: cervix photographs",
+}
 _QUIET: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
 
 
@@ -100,6 +108,17 @@ def write_run_json(
     return rendering.write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_results(report_dir: Path) -> pd.DataFrame:
+    """results.csv of a report folder; no rows where there is none."""
+    file, columns = report_dir / "results.csv", ["task", "pipeline", "protocol", "metric", "paper"]
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
+
+
+def published(results: pd.DataFrame) -> dict[tuple[str, str, str], float]:
+    """results.csv -> (task, pipeline, metric) -> the paper's number, where it has one."""
+    return results.dropna(subset="paper").groupby(["task", "pipeline", "metric"])["paper"].first().to_dict()
+
+
 def headline(results: pd.DataFrame) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     """results.csv -> (task, pipeline, metric, protocol) -> value, low, high, folds, sizes (of a test part).
 
@@ -137,23 +156,18 @@ def _cards(report_dir: Path) -> list[dict[str, Any]]:
 
 
 def write_index(report_dir: Path, name: str) -> Path:
-    """Write ``report_dir/index.html`` from its results.csv, run.json and executed notebooks."""
-    import jinja2
-
+    """Write ``report_dir/index.html`` from its results.csv, run.json, executed notebooks and documents."""
     from cervix_utils import rendering
 
-    results, run = report_dir / "results.csv", report_dir / "run.json"
-    keys = ["task", "pipeline", "metric"]
-    table = pd.read_csv(results) if results.exists() else pd.DataFrame(columns=[*keys, "protocol", "paper"])
-    published = table.dropna(subset="paper").groupby(keys)["paper"].first()
-    folder = jinja2.FileSystemLoader(rendering.TEMPLATES / "report")
-    template = jinja2.Environment(loader=folder, autoescape=True).get_template("overview.html.j2")
-    html = template.render(
+    run, table = report_dir / "run.json", read_results(report_dir)
+    html = rendering.fill(
+        "overview.html.j2",
         page=rendering.page(f"Cervical screening images: report “{name}”"),
         name=name,
         numbers=headline(table),
-        published=published.to_dict(),
+        published=published(table),
         cards=_cards(report_dir),
+        documents={href: label for href, label in DOCUMENTS.items() if (report_dir / href).exists()},
         run=json.loads(run.read_text("utf-8")) if run.exists() else {},
         took=rendering.took,
     )

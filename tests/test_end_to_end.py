@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cervix_utils import datasets, paths, runs
+from cervix_utils import datasets, paths, reporting, runs
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1", "--rerun-incomplete"]
 STEMS = [
@@ -83,7 +83,9 @@ def test_progress_names_notebook_epoch_and_time_to_go(demo):
 def test_the_report_folder_keeps_the_contract(demo):
     folder = demo[0]
     pages = {path.stem for path in folder.glob("*.html")}
-    assert pages == {"index", *STEMS} and {path.stem for path in folder.glob("*.ipynb")} == set(STEMS)
+    beside = {"model_card_herlev", "model_card_colposcopy", "checklist"}
+    assert pages == {"index", *beside, *STEMS} and all((folder / name).exists() for name in reporting.DOCUMENTS)
+    assert {path.stem for path in folder.glob("*.ipynb")} == set(STEMS)
     record = json.loads((folder / "run.json").read_text())
     assert {"versions", "commit", "configuration", "seconds", "data_fingerprint"} <= set(record)
     rows = list(csv.DictReader((folder / "results.csv").open()))
