@@ -47,6 +47,7 @@ def test_only_test_rows_are_kept_and_read_back(tmp_path, task):
     assert run.recipe == {"task": task, "pipeline": "baseline_all_forest", "protocol": "train_only", "fold": 2}
     expected = predictions[predictions["part"] == "test"].reset_index(drop=True)
     pd.testing.assert_frame_equal(run.test, expected, rtol=0, atol=0.6e-5)
+    assert len(run.predictions) == len(run.test) == 10
     assert run.test["group"].tolist() == expected["group"].tolist()  # 002 stays text
     assert [path.name for path in run.folder.parent.iterdir()] == ["train_only-2.csv"]
 

@@ -208,6 +208,8 @@ def test_the_sentence_says_what_is_above_chance(numbers):
         "**combined**: accuracy 1.000 as it is, 0.200 without the nucleus, 0.000 without the cell, 1.000 w" in sentence
     )
     assert sentence.endswith("gives 0.400; the network is clearly above it without the background.")
+    (sentence,) = shortcuts.what_is_left(numbers, 0.15)  # 0.2 without the nucleus: above, but not its interval
+    assert sentence.endswith("clearly above it without the background.")
     (sentence,) = shortcuts.what_is_left(numbers, 1.0)
     assert sentence.endswith("not clearly above it in any case.")
 
