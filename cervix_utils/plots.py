@@ -16,6 +16,16 @@ PARTS = {
 }  # Tol's palette: safe for colour-blind readers
 PROTOCOLS = {"paper": "#BBBBBB", "grouped": "#4477AA", "train_only": "#228833"}
 DIVERGING = "RdBu_r"
+COLOURS = [
+    "#4477AA",
+    "#CCBB44",
+    "#AA3377",
+    "#228833",
+    "#66CCEE",
+    "#EE6677",
+    "#BBBBBB",
+    "#000000",
+]  # pipelines, in order
 
 
 def style() -> None:
