@@ -84,7 +84,7 @@ def test_all_references_are_found_in_order_and_measured_with_runs(tmp_path):
     assert list(references.all_references(tmp_path, "colposcopy")) == []
     results = metrics.results(found, n_boot=50)
     assert set(results["n_test"]) == {10, 20} and set(results["pipeline"]) == {"a", "b"}  # 20: two folds together
-    value = results.query("pipeline == 'b' and fold == 1 and metric == 'mse'")["value"].item()
+    value = results.query("pipeline == 'b' and fold == '1' and metric == 'mse'")["value"].item()
     assert value == pytest.approx(metrics.measure(drawn(seed=1).query("part == 'test'"), "herlev")["mse"][0], abs=1e-4)
 
 
