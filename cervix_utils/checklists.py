@@ -27,13 +27,12 @@ def guidelines() -> dict[str, dict[str, Any]]:
 
 
 def number(found: Mapping[str, Any] | None) -> str:
-    """An entry of ``reporting.headline`` as text: value (interval), or mean and range over folds; a dash for None."""
+    """An entry of ``reporting.headline`` as text: value (interval), of how many folds the mean; a dash for None."""
     if not found:
         return "–"
-    text = f"{found['value']:.3f}"
-    if found["folds"] > 1:
-        return f"{text} (mean; {found['low']:.3f} to {found['high']:.3f} over {found['folds']} folds)"
-    return text if pd.isna(found["low"]) else f"{text} ({found['low']:.3f} to {found['high']:.3f})"
+    notes = [] if pd.isna(found["low"]) else [f"{found['low']:.3f} to {found['high']:.3f}"]
+    notes += [f"mean of {found['folds']} folds"] if found["folds"] > 1 else []
+    return f"{found['value']:.3f}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def listed(counts: pd.Series) -> str:

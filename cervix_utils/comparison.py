@@ -25,6 +25,11 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns="fold").merge(folds, on=keys).sort_values(keys, ignore_index=True)
 
 
+def is_reference(pipelines: pd.Series) -> pd.Series:
+    """Which names are no networks as trained: baselines without a network, and networks shown blanked images."""
+    return pipelines.astype(str).str.contains(f"^{BASELINE}|_without_")
+
+
 def best_baseline(table: pd.DataFrame, task: str, metric: str, protocol: str) -> pd.Series | None:
     """The row of ``summary`` with the best value of ``metric`` among the baselines without a network; None without any.
 
@@ -125,7 +130,7 @@ def above_the_baseline(results: pd.DataFrame, task: str, metric: str, protocol: 
     table = summary(results)
     baseline = best_baseline(table, task, metric, protocol)
     rows = table[(table["task"] == task) & (table["metric"] == metric) & (table["protocol"] == protocol)]
-    rows = rows[~rows["pipeline"].str.contains(f"^{BASELINE}|_without_")]
+    rows = rows[~is_reference(rows["pipeline"])]
     if baseline is None or rows.empty:
         return f"**{task}:** no baseline without a network was run under the {protocol} protocol."
     sign = -1 if metric in LOWER_IS_BETTER else 1

@@ -96,7 +96,7 @@ def results_table(results: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|",
     ]
     for task, names in SHOWN.items():
-        of = table[(table["task"] == task) & ~table["pipeline"].str.contains("^baseline_|_without_")]
+        of = table[(table["task"] == task) & ~comparison.is_reference(table["pipeline"])]
         for pipeline in of["pipeline"].unique():
             for metric in names:
                 rows = of[(of["pipeline"] == pipeline) & (of["metric"] == metric)].dropna(subset="value")

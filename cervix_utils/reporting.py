@@ -26,6 +26,7 @@ DOCUMENTS = {  # what `documents` writes beside the notebooks' pages
     "flow_herlev.svg": "Flow diagram: single cells",
     "flow_colposcopy.svg": "Flow diagram: cervix photographs",
 }
+BEST = "best baseline without a network"
 _QUIET: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
 
 
@@ -110,8 +111,10 @@ def write_run_json(
 
 def read_results(report_dir: Path) -> pd.DataFrame:
     """results.csv of a report folder; no rows where there is none."""
-    file, columns = report_dir / "results.csv", ["task", "pipeline", "protocol", "metric", "paper"]
-    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
+    from cervix_utils import metrics  # here and below: notebooks that only state their provenance start without
+
+    file = report_dir / "results.csv"
+    return pd.read_csv(file, dtype={"fold": str}) if file.exists() else pd.DataFrame(columns=metrics.COLUMNS)
 
 
 def published(results: pd.DataFrame) -> dict[tuple[str, str, str], float]:
@@ -122,13 +125,19 @@ def published(results: pd.DataFrame) -> dict[tuple[str, str, str], float]:
 def headline(results: pd.DataFrame) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     """results.csv -> (task, pipeline, metric, protocol) -> value, low, high, folds, sizes (of a test part).
 
-    One fold: its value and 95 % interval. Several: their mean, and the lowest and highest value of any fold.
+    Networks, and as pipeline ``BEST`` the best baseline without one. Several folds: their mean and its interval.
     """
-    found = {}
-    for key, rows in results.groupby(["task", "pipeline", "metric", "protocol"]):
-        values, sizes = rows["value"], sorted({int(size) for size in rows["n_test"].dropna()})
-        low, high = rows[["low", "high"]].iloc[0] if len(rows) == 1 else values.agg(["min", "max"])
-        found[key] = {"value": values.mean(), "low": low, "high": high, "folds": len(rows), "sizes": sizes}
+    from cervix_utils import comparison
+
+    found, table, keys = {}, comparison.summary(results), ["task", "pipeline", "metric", "protocol"]
+    single = results[~results["fold"].isin(["mean", "pooled"])].groupby(keys)["n_test"]
+    sizes = {key: sorted({int(size) for size in own.dropna()}) for key, own in single}
+    for row in table[~comparison.is_reference(table["pipeline"])].to_dict("records"):
+        key = tuple(row[name] for name in keys)
+        found[key] = {name: row[name] for name in ("value", "low", "high", "folds")} | {"sizes": sizes[key]}
+        best = comparison.best_baseline(table, row["task"], row["metric"], row["protocol"])
+        if best is not None:
+            found[row["task"], BEST, row["metric"], row["protocol"]] = {**best, "sizes": []}
     return found
 
 

@@ -63,9 +63,10 @@ def results_of(settings) -> pd.DataFrame:
     rows, value = [], 0.1
     for task, pipelines in (("herlev", settings["herlev_pipelines"]), ("colposcopy", settings["colposcopy_recipes"])):
         names = [*documents.METRICS, *(f"{kind}_{name}" for name in datasets.CLASSES[task] for kind in ("f1", "auc"))]
+        folds = settings[f"{task}_folds"]
         for pipeline in pipelines:
             for protocol in settings[f"{task}_protocols"]:
-                for fold in settings[f"{task}_folds"]:
+                for fold in [*map(str, folds), *(["mean", "pooled"] if len(folds) > 1 else [])]:
                     for name in names if task == "herlev" else [n for n in names if n not in CELLS]:
                         value = round(value + 0.00137, 6)
                         low, high, paper = value - 0.01, value + 0.01, 0.745 if name == "accuracy" else None
@@ -330,7 +331,7 @@ def test_without_git_or_a_metric_or_a_protocol(tmp_path, tables, monkeypatch):
     cells, photographs = (Page((tmp_path / f"model_card_{t}.html").read_text()) for t in ("herlev", "colposcopy"))
     assert "paper protocol" not in cells.text("table") and "grouped protocol" in cells.text("table")
     assert "fold 1" in photographs.text("svg") and "fold 0" not in photographs.text("svg")
-    assert "over 2 folds" in photographs.text("table") and "nan" not in cells.text("table")
+    assert "mean of 2 folds" in photographs.text("table") and "nan" not in cells.text("table")
 
 
 def test_other_data_than_trained_on_is_said(report, tmp_path, tables):
@@ -356,7 +357,7 @@ def test_the_command_names_what_was_changed_and_no_folder():
 @pytest.mark.parametrize(
     ("found", "text"),
     [(None, "–"), ((0.5, 0.4, 0.6, 1), "0.500 (0.400 to 0.600)"), ((0.5, None, None, 1), "0.500"),
-     ((0.55, 0.5, 0.6, 2), "0.550 (mean; 0.500 to 0.600 over 2 folds)")],
+     ((0.55, 0.5, 0.6, 2), "0.550 (0.500 to 0.600; mean of 2 folds)")],
 )  # fmt: skip
 def test_number(found, text):
     assert checklists.number(found and dict(zip(("value", "low", "high", "folds"), found))) == text

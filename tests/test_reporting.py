@@ -242,6 +242,11 @@ def report(tmp_path):
         ("herlev", "combined", "paper", 0, 230, "accuracy", 0.787, 0.731, 0.842, 0.745),
         ("herlev", "combined", "grouped", 0, 231, "accuracy", 0.50, 0.10, 0.90, None),
         ("herlev", "combined", "grouped", 1, 229, "accuracy", 0.60, 0.20, 0.95, None),
+        ("herlev", "combined", "grouped", "mean", 460, "accuracy", 0.55, 0.45, 0.65, None),
+        ("herlev", "combined", "grouped", "pooled", 460, "accuracy", 0.99, 0.98, 1.0, None),
+        ("herlev", "baseline_size_forest", "grouped", 0, 231, "accuracy", 0.30, 0.2, 0.4, None),
+        ("herlev", "baseline_all_forest", "grouped", 0, 231, "accuracy", 0.40, 0.3, 0.5, None),
+        ("herlev", "combined_without_cell", "grouped", 0, 231, "accuracy", 0.70, 0.6, 0.8, None),
         ("colposcopy", "sgd", "paper", 0, 444, "f1_macro", 0.55, None, None, 0.79),
     ]
     columns = ["task", "pipeline", "protocol", "fold", "n_test", "metric", "value", "low", "high", "paper"]
@@ -269,7 +274,11 @@ def rows_of(html: str) -> dict[str, str]:
 def test_overview_shows_the_numbers(report):
     html = reporting.write_index(report, "paper").read_text("utf-8")
     rows = rows_of(html)
-    assert rows["Accuracy, five grades"] == ["0.745", "0.79 (0.73–0.84)", "0.55 mean; 0.50 to 0.60 over 2 folds"]
+    networks, best = re.split("best baseline without a network", html)
+    cells = rows_of(networks)["Accuracy, five grades"]
+    assert cells == ["0.745", "0.79 (0.73–0.84)", "0.55 (0.45–0.65) mean of 2 folds"]
+    assert rows_of(best)["Accuracy, five grades"] == ["–", "–", "0.40 (0.30–0.50)"]
+    assert "without_cell" not in html
     assert rows["Classification + regression"] == ["", "230 test images", "2 folds of 229–231 test images"]
     assert rows["F1, mean of the classes"] == ["0.79", "0.55"]  # no interval, and no grouped column
     assert problems(html) == [] and "demonstration" not in html
