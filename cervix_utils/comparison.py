@@ -7,10 +7,10 @@ import pandas as pd
 
 from cervix_utils import clinical, metrics, paired
 from cervix_utils.metrics import KEYS, LOWER_IS_BETTER
+from cervix_utils.references import BASELINE
 from cervix_utils.weighted import group_weights, limits
 
 HEADLINE = ["accuracy", "f1_macro", "log_loss", "auc_mean", "mse", "binary_accuracy", "binary_f1", "kappa_quadratic"]
-BASELINE = "baseline_"  # pipelines without a network start like this
 TEST_SHARE = {"herlev": 0.25, "colposcopy": 0.3}
 
 

@@ -106,7 +106,7 @@ def results_table(results: pd.DataFrame) -> str:
                 paper = own["paper"].dropna()
                 cells = [comparison.written(own.loc[p] if p in own.index else None) for p in ("paper", "grouped")]
                 best = comparison.best_baseline(table, task, metric, "grouped")
-                name = "" if best is None else best["pipeline"].removeprefix(comparison.BASELINE).replace("_", " ")
+                name = "" if best is None else best["pipeline"].removeprefix(references.BASELINE).replace("_", " ")
                 first = f"{TITLES[task]}, {pipeline.replace('_', ' ')}" if metric == names[0] else ""
                 cells = [first, WORDS[metric], f"{paper.iloc[0]:g}" if len(paper) else "–", *cells]
                 lines.append(f"| {' | '.join([*cells, f'{comparison.written(best)} {name}'.strip()])} |")

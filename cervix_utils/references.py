@@ -1,7 +1,7 @@
 """What a network's numbers are read against: predictions of baselines, and of networks shown blanked images."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 from cervix_utils import metrics, paths, runs
 from cervix_utils.datasets import CLASSES
 
+ALL_FEATURES = "baseline_all_logistic"
 BASELINE = "baseline_"  # how the names of predictions made without a network begin
 SHOWN = ["accuracy", "low", "high", "f1_macro", "binary_accuracy", "binary_f1", "mse", "auc_mean", "log_loss"]
 
@@ -54,6 +55,49 @@ def all_references(report_dir: Path, task: str) -> Iterator[runs.Run]:
     """Every reference of a task, sorted by name, protocol and fold; ``metrics.results`` takes them beside runs."""
     for file in sorted(paths.references_dir(report_dir, task).glob("*/[!.]*.csv")):
         yield read(file)
+
+
+def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Predictions that are the mean of several tables' probabilities, on the same images; score: expected severity.
+
+    Raises ValueError where the images differ or a table has no probabilities.
+    """
+    first, *others = (table.set_index("id") for table in tables)
+    if not all(metrics.has_probabilities(table) and set(table.index) == set(first.index) for table in (first, *others)):
+        raise ValueError(
+            "only probabilities of the same images can be averaged: give tables of one fold, none of regression"
+        )
+    columns = [name for name in first if name.startswith("p_")]
+    mean = sum(table.loc[first.index, columns] for table in (first, *others)) / len(tables)
+    found = first.assign(**mean)
+    if "score" in found:
+        found["score"] = mean.to_numpy() @ np.arange(1, len(columns) + 1)
+    return found.reset_index()[list(tables[0])]
+
+
+def averages(found: Sequence, against: Sequence) -> list[runs.Run]:
+    """Herlev's classification and combined networks of each fold averaged, and these two with the mask-fed ``all_logistic``.
+
+    Fixed beforehand, so that nothing is chosen on a test part: ``average_of_networks`` and ``average_with_baseline``.
+    """
+    tables = {tuple(one.recipe[key] for key in (*metrics.KEYS, "fold")): one.test for one in (*found, *against)}
+    made = []
+    for _, _, protocol, fold in [key for key in tables if key[:2] == ("herlev", "combined")]:
+        members = [
+            tables.get(("herlev", name, protocol, fold)) for name in ("classification", "combined", ALL_FEATURES)
+        ]
+        for name, some in (("average_of_networks", members[:2]), ("average_with_baseline", members)):
+            if all(member is not None for member in some):
+                recipe = {"task": "herlev", "pipeline": name, "protocol": protocol, "fold": fold}
+                made.append(runs.Run(Path(), recipe, pd.DataFrame(), average(some)))
+    return made
+
+
+def everything(report_dir: Path) -> tuple[list[runs.Run], list[runs.Run]]:
+    """(finished runs, what they are read against: references and averages) of a report folder."""
+    found = [run for task in CLASSES for run in runs.all_runs(report_dir / "runs", task)]
+    against = [one for task in CLASSES for one in all_references(report_dir, task)]
+    return found, against + averages(found, against)
 
 
 def beside(results: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_metrics import drawn, run, table
 
-from cervix_utils import comparison, metrics, paired
+from cervix_utils import comparison, metrics, paired, references
 
 
 def row(task, pipeline, protocol, fold, metric, value, low, high, paper=np.nan):
@@ -140,3 +140,25 @@ def test_tables_with_intervals_have_a_dash_where_nothing_was_measured():
     assert list(found.columns) == ["mse", "accuracy"]
     assert found.loc[("combined", "grouped"), "mse"] == "–"
     assert found.loc[("classification", "paper"), "accuracy"] == "0.610 (0.570 to 0.660)"
+
+
+def test_an_average_is_the_mean_probability_of_the_same_images_in_any_order():
+    first, second = drawn("plain", 0)[0], drawn("plain", 1)[0]
+    found = references.average([first, second.sample(frac=1, random_state=0)])
+    columns = [name for name in first if name.startswith("p_")]
+    np.testing.assert_allclose(found[columns], (first[columns] + second[columns]) / 2)
+    np.testing.assert_allclose(found["score"], (first["score"] + second["score"]) / 2)
+    assert list(found) == list(first) and found["id"].equals(first["id"]) and found["label"].equals(first["label"])
+    for other in (drawn("regression", 1)[0], second.iloc[1:]):
+        with pytest.raises(ValueError, match="same images"):
+            references.average([first, other])
+
+
+def test_averages_are_made_where_their_members_are():
+    tables = {name: drawn("plain", 5)[0] for name in ("classification", "combined", references.ALL_FEATURES)}
+    found = [run(tables[name], "herlev", name, "paper", 1) for name in ("classification", "combined")]
+    found.append(run(tables["combined"], "herlev", "combined", "grouped", 0))
+    names = lambda made: [(one.recipe["pipeline"], one.recipe["protocol"], one.recipe["fold"]) for one in made]  # noqa: E731
+    assert names(references.averages(found, [])) == [("average_of_networks", "paper", 1)]
+    against = [run(tables["combined"], "herlev", references.ALL_FEATURES, "paper", 1)]
+    assert ("average_with_baseline", "paper", 1) in names(references.averages(found, against))

@@ -111,9 +111,8 @@ published = pytest.mark.skipif(not (PUBLISHED / "results.csv").exists(), reason=
 @pytest.mark.slow
 def test_published_results_follow_from_the_published_predictions():
     settings = json.loads((PUBLISHED / "run.json").read_text())["configuration"]
-    found = [run for task in CLASSES for run in runs.all_runs(PUBLISHED / "runs", task)]
-    found += [one for task in CLASSES for one in references.all_references(PUBLISHED, task)]
-    again = metrics.results(found, settings["n_boot"], settings["seed"]).round(6)
+    found, against = references.everything(PUBLISHED)
+    again = metrics.results([*found, *against], settings["n_boot"], settings["seed"]).round(6)
     kept = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str})
     pd.testing.assert_frame_equal(again, kept, check_dtype=False, atol=2e-6, rtol=0)
 
