@@ -26,7 +26,7 @@ DOCUMENTS = {  # what `documents` writes beside the notebooks' pages
     "flow_herlev.svg": "Flow diagram: single cells",
     "flow_colposcopy.svg": "Flow diagram: cervix photographs",
 }
-BEST = "best baseline without a network"
+BEST = "Best baseline without a network"
 _QUIET: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
 
 

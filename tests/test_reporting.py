@@ -274,7 +274,7 @@ def rows_of(html: str) -> dict[str, str]:
 def test_overview_shows_the_numbers(report):
     html = reporting.write_index(report, "paper").read_text("utf-8")
     rows = rows_of(html)
-    networks, best = re.split("best baseline without a network", html)
+    networks, best = re.split("Best baseline without a network", html)
     cells = rows_of(networks)["Accuracy, five grades"]
     assert cells == ["0.745", "0.79 (0.73–0.84)", "0.55 (0.45–0.65) mean of 2 folds"]
     assert rows_of(best)["Accuracy, five grades"] == ["–", "–", "0.40 (0.30–0.50)"]
