@@ -23,7 +23,7 @@ help:  ## this list
 	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
-reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|paper DATA=folder SET="key=value"
+reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value"
 	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
 
