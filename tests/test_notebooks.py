@@ -121,7 +121,7 @@ def test_galleries_are_opt_in(notebook):
 @pytest.mark.slow
 def test_nbval_runs_all_six_in_order(tmp_path):
     environment = os.environ | {"CERVIX_REPORTS": str(tmp_path)}
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:randomly", "--nbval-cell-timeout=600"]
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:randomly", "--nbval-cell-timeout=1500"]
     done = subprocess.run(
         [*command, *map(str, NOTEBOOKS)], cwd=paths.ROOT, env=environment, capture_output=True, text=True
     )
