@@ -77,14 +77,16 @@ def publish(name: str) -> Path:
 
 
 def figures(notebook: Path) -> dict[str, str]:
-    """Title -> SVG of every figure whose cell has a tag ``figure-<title>``."""
+    """Title -> SVG of every figure whose cell has a tag ``figure-<title>``; ``<title>-1``, ... where it has several."""
     found = {}
     for cell in nbformat.read(notebook, as_version=4).cells:
         titles = [tag.removeprefix("figure-") for tag in cell.metadata.get("tags", []) if tag.startswith("figure-")]
         drawn = [
             one["data"]["image/svg+xml"] for one in cell.get("outputs", []) if "image/svg+xml" in one.get("data", {})
         ]
-        found |= dict(zip(titles, drawn))
+        found |= {
+            f"{title}-{n}" if len(drawn) > 1 else title: svg for title in titles for n, svg in enumerate(drawn, 1)
+        }
     return found
 
 

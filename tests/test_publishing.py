@@ -151,3 +151,12 @@ def test_the_readme_shows_the_published_results():
     readme = (paths.ROOT / "README.md").read_text()
     kept = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str})
     assert publishing.with_table(readme, kept) == readme
+
+
+def test_several_figures_of_one_cell_are_numbered(tmp_path):
+    drawn = [new_output("display_data", data={"image/svg+xml": f"<svg>{n}</svg>"}) for n in range(3)]
+    cells = [new_code_cell("", metadata={"tags": tags}, outputs=out) for tags, out in (
+        (["figure-reliability"], drawn[:2]), (["thumbnail", "figure-risk"], drawn[2:]), (["thumbnail"], drawn))]  # fmt: skip
+    nbformat.write(new_notebook(cells=cells), tmp_path / "book.ipynb")
+    expected = {"reliability-1": "<svg>0</svg>", "reliability-2": "<svg>1</svg>", "risk": "<svg>2</svg>"}
+    assert publishing.figures(tmp_path / "book.ipynb") == expected
