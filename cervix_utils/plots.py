@@ -30,9 +30,16 @@ COLOURS = [
 
 def style() -> None:
     """Figures as SVG, sharp at any zoom, with text kept as text; one look for all notebooks."""
-    set_matplotlib_formats("svg")
+    set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure gives the same file
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85)
-    plt.rcParams.update({"svg.fonttype": "none", "figure.constrained_layout.use": True, "axes.titlesize": "medium"})
+    plt.rcParams.update(
+        {
+            "svg.hashsalt": "cervix",
+            "svg.fonttype": "none",
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+        }
+    )
 
 
 def readable(name: str) -> str:
