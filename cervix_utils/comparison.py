@@ -11,7 +11,6 @@ from cervix_utils.references import BASELINE
 from cervix_utils.weighted import group_weights, limits
 
 HEADLINE = ["accuracy", "f1_macro", "log_loss", "auc_mean", "mse", "binary_accuracy", "binary_f1", "kappa_quadratic"]
-TEST_SHARE = {"herlev": 0.25, "colposcopy": 0.3}
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +125,7 @@ def does_the_constraint_help(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def above_the_baseline(results: pd.DataFrame, task: str, metric: str, protocol: str = "grouped") -> str:
-    """Whether each network of a task is better than the best baseline without a network, by the intervals, one sentence."""
+    """Whether each network (and average) is better than the best baseline without one, by the intervals, one sentence."""
     table = summary(results)
     baseline = best_baseline(table, task, metric, protocol)
     rows = table[(table["task"] == task) & (table["metric"] == metric) & (table["protocol"] == protocol)]
@@ -143,7 +142,7 @@ def above_the_baseline(results: pd.DataFrame, task: str, metric: str, protocol: 
     name = baseline["pipeline"].removeprefix(BASELINE).replace("_", " ")
     return (
         f"**{task}, {metric.replace('_', ' ')}, {protocol} protocol:** the best baseline without a network ({name}) has "
-        f"{written(baseline)}; networks: {', '.join(words)}."
+        f"{written(baseline)}; against it: {', '.join(words)}."
     )
 
 
