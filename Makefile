@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
 # seaborn, fastai and captum warn of each other's deprecations; nothing here acts on them
 export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning,ignore::UserWarning
-.PHONY: help lab reports publish test bench lint clean unlock config lock
+.PHONY: help lab reports adopt publish test bench lint clean unlock config lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,8 +27,11 @@ reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=de
 	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
 
+adopt: .venv/.done  ## take published runs of the same recipe, data and split into a report, before `make reports` goes on: as for reports
+	$(PY) -m cervix_utils.publishing adopt $(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, and its table to README: CONFIG=cpu
-	$(PY) -m cervix_utils.publishing $(CONFIG)
+	$(PY) -m cervix_utils.publishing publish $(CONFIG)
 
 lab: .venv/.done  ## open JupyterLab on the notebooks
 	.venv/bin/jupyter lab --notebook-dir=notebooks

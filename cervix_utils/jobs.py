@@ -45,6 +45,8 @@ def plan(name: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if settings["attribution_pipeline"] not in settings["herlev_pipelines"]:
         raise ValueError(f"attribution_pipeline: {settings['attribution_pipeline']} is not among herlev_pipelines")
     first = {"protocol": settings["herlev_protocols"][0], "fold": settings["herlev_folds"][0]}
+    seen = [settings["colposcopy_recipes"][-1], settings["colposcopy_protocols"][0], settings["colposcopy_folds"][0]]
+    first["photographs_run"] = "{}/{}-{}".format(*seen)
     parts = {"01_data_exploration": {}, EXPLAIN: first, "05_comparison": {}, "06_calibration": {}}
     for stem, task in ((COLPOSCOPY, "colposcopy"), (HERLEV, "herlev")):
         for protocol in settings[f"{task}_protocols"]:
@@ -62,9 +64,10 @@ def notebook_of(stem: str) -> str:
 
 
 def needs(stem: str, jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Reports whose runs another one reads: notebook 4 explains one network, notebooks 5 and 6 read all."""
+    """Reports whose runs another one reads: notebook 4 explains one network of each task, notebooks 5 and 6 read all."""
     if stem == EXPLAIN:
-        return [f"{HERLEV}_{jobs[stem]['protocol']}-{jobs[stem]['fold']}"]
+        photographs = jobs[stem]["photographs_run"].partition("/")[2]
+        return [f"{HERLEV}_{jobs[stem]['protocol']}-{jobs[stem]['fold']}", f"{COLPOSCOPY}_{photographs}"]
     return [other for other in jobs if other[:2] in ("02", "03")] if stem[:2] in ("05", "06") else []
 
 

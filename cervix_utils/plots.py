@@ -15,7 +15,6 @@ PARTS = {
     "test": "#AA3377",
 }  # Tol's palette: safe for colour-blind readers
 PROTOCOLS = {"paper": "#BBBBBB", "grouped": "#4477AA", "train_only": "#228833"}
-DIVERGING = "RdBu_r"
 COLOURS = [
     "#4477AA",
     "#CCBB44",
@@ -147,53 +146,6 @@ def pictures(axes: np.ndarray, images: np.ndarray, titles: Sequence[str]) -> np.
         ax.imshow(image.transpose(1, 2, 0))
         ax.set_title(title, fontsize=8)
     return axes
-
-
-def overlay(ax: Axes, image: np.ndarray, heat: np.ndarray, scale: float, title: str = "") -> Axes:
-    """A map (s, s) over a grey picture uint8 (3, s, s); ``scale``: the value at full colour, shared by all panels."""
-    ax.imshow(image.mean(axis=0), cmap="gray", vmin=0, vmax=255)
-    strength = np.clip(np.abs(heat) / scale, 0, 1)
-    ax.imshow(heat, cmap=DIVERGING, vmin=-scale, vmax=scale, alpha=0.75 * strength)
-    ax.set_title(title, fontsize=8)
-    ax.axis("off")
-    return ax
-
-
-def mask_outline(
-    ax: Axes, image: np.ndarray, mask: np.ndarray, nucleus: int, cell: Sequence[int], title: str = ""
-) -> Axes:
-    """The picture with the outlines of nucleus (solid) and cell (dashed)."""
-    ax.imshow(image.transpose(1, 2, 0))
-    ax.contour(mask == nucleus, levels=[0.5], colors="#FFFFFF", linewidths=1.2)
-    ax.contour(np.isin(mask, cell), levels=[0.5], colors="#FFFFFF", linewidths=0.8, linestyles="--")
-    ax.set_title(title, fontsize=8)
-    ax.axis("off")
-    return ax
-
-
-def by_severity(
-    ax: Axes,
-    table: pd.DataFrame,
-    column: str,
-    classes: Sequence[str],
-    title: str = "",
-    line: float | None = None,
-) -> Axes:
-    """Distribution of one column by severity class; ``line``: the value of a map that knows nothing."""
-    sns.boxplot(table, x="label", y=column, order=list(classes), ax=ax, color="#DDE6F0", linewidth=1, fliersize=2)
-    low, high = table[column].replace([np.inf, -np.inf], np.nan).quantile([0.03, 0.97])  # a few shares explode
-    ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
-    if line is not None:
-        ax.axhline(line, color="#AA3377", linestyle="--", linewidth=1)
-    ax.set_xticks(
-        range(len(classes)),
-        [readable(name) for name in classes],
-        rotation=35,
-        ha="right",
-        rotation_mode="anchor",
-    )
-    ax.set(xlabel="", ylabel="", title=title)
-    return ax
 
 
 def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:

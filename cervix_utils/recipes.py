@@ -27,6 +27,7 @@ class Recipe:
     batch_size: int
     balanced: bool  # classes drawn equally often
     epochs: int
+    progressive: bool  # half of the steps at half the side, a quarter at three quarters of it, the rest at the whole
     optimiser: str  # sgd or adamw
     lr: float
     lr_head: float
@@ -112,6 +113,7 @@ def colposcopy(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         batch_size=60,
         balanced=False,
         epochs=settings["colposcopy_sgd_epochs"],
+        progressive=False,
         optimiser="sgd",
         lr=0.001,
         lr_head=0.001,
@@ -172,6 +174,7 @@ def herlev(settings: Mapping[str, Any], pipeline: str) -> Recipe:
         batch_size=settings["herlev_batch_size"],
         balanced=settings["balanced_sampling"],
         epochs=settings["herlev_epochs"],
+        progressive=settings["herlev_progressive"],
         optimiser="adamw",
         lr=settings["herlev_lr"],
         lr_head=10 * settings["herlev_lr"],

@@ -151,6 +151,19 @@ def assign_parts(
     return table.assign(part=part)
 
 
+def permute_labels(split: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """``split`` with the labels of its training part, and those of its validation part, dealt out anew at random.
+
+    A network trained on it can learn pictures by heart, not what a label means: the control of Adebayo et al. (2018,
+    section 3.2). Labels of the test part stay. Columns other than ``label`` stay; ``severity`` is dropped.
+    """
+    draw, label = np.random.default_rng(seed), split["label"].to_numpy(copy=True)
+    for part in ("train", "valid"):
+        rows = np.flatnonzero(split["part"] == part)
+        label[rows] = label[draw.permutation(rows)]
+    return split.drop(columns="severity", errors="ignore").assign(label=label)
+
+
 def straddling(split: pd.DataFrame) -> list[str]:
     """Groups that stand on more than one side of a split; empty where nothing can leak."""
     sides = split.groupby("group")["part"].nunique()

@@ -50,6 +50,37 @@ def kendall_tau(true: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.
         return both / np.sqrt(one * other)
 
 
+def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Median (n_resamples,) of ``values`` (n,): the lowest that half of the weight does not exceed, halfway to the next
+    where it is exactly half; NaN where nothing has weight."""
+    order = np.argsort(values)
+    values, heavy = values[order], weights[:, order].cumsum(axis=1)
+    half = heavy[:, -1:] / 2
+    low, high = (np.argmax(side, axis=1) for side in (heavy >= half - 1e-9, heavy > half + 1e-9))
+    return np.where(half[:, 0] > 0, (values[low] + values[high]) / 2, np.nan)
+
+
+def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation (n_resamples,) of ``x`` and ``y`` (n,), ties sharing their mean rank."""
+    total = weights.sum(axis=1, keepdims=True)
+    ranks = []
+    for values in (x, y):
+        below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
+        rank = weights @ below.T
+        ranks.append(rank - (weights * rank).sum(axis=1, keepdims=True) / total)
+    one, other = ranks
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = (weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1)
+        return (weights * one * other).sum(axis=1) / np.sqrt(squares)
+
+
+def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's correlation (n_resamples,) of ``x`` and ``y`` with ``held`` (n,) held constant (first-order partial)."""
+    xy, xz, yz = spearman(x, y, weights), spearman(x, held, weights), spearman(y, held, weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+
+
 def group_weights(groups: pd.Series, n_boot: int, seed: int) -> np.ndarray:
     """Bootstrap weights (n_boot, n): whole groups drawn with replacement, as many as there are."""
     codes, names = pd.factorize(groups)

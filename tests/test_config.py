@@ -153,10 +153,11 @@ def test_plan_has_one_job_a_notebook_protocol_and_fold_with_its_parameters(setti
     assert list(found) == sorted(expected)
     for stem, values in found.items():
         assert list(values) == config.keys_of(jobs.notebook_of(stem)), stem
-        assert all(values[key] == planned[key] for key in values if key not in ("protocol", "fold"))
+        assert all(values[key] == planned[key] for key in values if key not in ("protocol", "fold", "photographs_run"))
     training = found[f"{jobs.HERLEV}_grouped-2"]
     assert (training["protocol"], training["fold"], training["herlev_epochs"]) == ("grouped", 2, 3)
     assert (found[jobs.EXPLAIN]["protocol"], found[jobs.EXPLAIN]["fold"]) == ("paper", 0)
+    assert found[jobs.EXPLAIN]["photographs_run"] == "modern/grouped-0"
     assert {values["report_name"] for values in found.values()} == {"demo"}
 
 
@@ -165,7 +166,7 @@ def test_plan_runs_a_notebook_after_those_it_reads(settings):
     needs = {stem: jobs.needs(stem, found) for stem in found}
     training = [stem for stem in found if stem[:2] in ("02", "03")]
     assert needs.pop("05_comparison") == needs.pop("06_calibration") == training and len(training) == 4
-    assert needs.pop(jobs.EXPLAIN) == [f"{jobs.HERLEV}_grouped-1"]
+    assert needs.pop(jobs.EXPLAIN) == [f"{jobs.HERLEV}_grouped-1", f"{jobs.COLPOSCOPY}_paper-0"]
     assert set(map(tuple, needs.values())) == {()}
 
 

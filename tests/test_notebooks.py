@@ -109,12 +109,12 @@ def test_the_setup_cell_checks_the_parameters(notebook):
 def test_one_figure_stands_for_each_notebook_and_shows_no_patient(notebook):
     (cell,) = [cell for cell in code_cells(notebook[0]) if "thumbnail" in tags(cell)]
     assert "plt.show()" in cell.source
-    assert not re.search(r"pictures|overlay|mask_outline|imshow", cell.source)
+    assert not re.search(r"pictures|overlay|mask_outline|gallery|imshow", cell.source)
 
 
 def test_galleries_are_opt_in(notebook):
     for cell in code_cells(notebook[0]):
-        if re.search(r"plots\.(pictures|overlay|mask_outline)\(", cell.source):
+        if re.search(r"plots\.(pictures|overlay|mask_outline|gallery)\(", cell.source):
             assert re.search(r"^if (show_photographs|show_cells) or data_root == \"demo\":$", cell.source, re.MULTILINE)
 
 

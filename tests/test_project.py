@@ -78,7 +78,7 @@ def test_every_import_is_a_declared_dependency_and_every_dependency_is_used():
     declared = {requirement(line) for line in DECLARED["dependencies"]}
     assert {normal(IMPORT_NAMES.get(name, name)) for name in imported} <= declared
     unused = declared - {normal(IMPORT_NAMES.get(name, name)) for name in imported}
-    assert unused == {"ipykernel", "jupyterlab", "numpy", "pyarrow", "snakemake"} - {"numpy"}  # used by commands
+    assert unused == {"ipykernel", "jupyterlab", "numpy", "pyarrow"} - {"numpy"}  # used by commands
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
