@@ -128,6 +128,8 @@ def integrated_gradients(
                     given = _literal(function, image, origin, taken)
                 else:
                     given = ig.attribute(image, origin, n_steps=taken, method=RULES[method], internal_batch_size=32)
+                if method == "trapezoid":
+                    given = given * taken / (taken - 1)  # captum weighs its n points 1/n, not 1/(n - 1)
             delta = float(given.sum() - change)
             if not np.isfinite(delta):
                 raise AttributionError(

@@ -24,8 +24,8 @@ def null_maps(pixels: np.ndarray) -> dict[str, np.ndarray]:
     ``uniform``; ``darkness`` against white; ``edges``: the length of the grey picture's Sobel gradient.
     """
     grey = pixels.astype(np.float32).mean(axis=1) / 255
-    sides = [ndimage.sobel(grey, axis=axis) for axis in (1, 2)]
-    return {"uniform": np.ones_like(grey), "darkness": 1 - grey, "edges": np.hypot(*sides)}
+    edges = [np.hypot(*(ndimage.sobel(one, axis) for axis in (0, 1))) for one in grey]  # never across pictures
+    return {"uniform": np.ones_like(grey), "darkness": 1 - grey, "edges": np.stack(edges)}
 
 
 def randomised(model: nn.Module, layers: list[str], seed: int = 0) -> nn.Module:

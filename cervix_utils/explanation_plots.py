@@ -26,10 +26,11 @@ def overlay(ax: Axes, image: np.ndarray, heat: np.ndarray, scale: float, title: 
 def mask_outline(
     ax: Axes, image: np.ndarray, mask: np.ndarray, nucleus: int, cell: Sequence[int], title: str = ""
 ) -> Axes:
-    """The picture with the outlines of nucleus (solid) and cell (dashed)."""
+    """The picture with the outlines of nucleus (solid) and cell (dashed), where they are in view."""
     ax.imshow(image.transpose(1, 2, 0))
-    ax.contour(mask == nucleus, levels=[0.5], colors="#FFFFFF", linewidths=1.2)
-    ax.contour(np.isin(mask, cell), levels=[0.5], colors="#FFFFFF", linewidths=0.8, linestyles="--")
+    for inside, width, style in ((mask == nucleus, 1.2, "-"), (np.isin(mask, cell), 0.8, "--")):
+        if inside.any() and not inside.all():
+            ax.contour(inside, levels=[0.5], colors="#FFFFFF", linewidths=width, linestyles=style)
     ax.set_title(title, fontsize=8)
     ax.axis("off")
     return ax
@@ -109,10 +110,13 @@ def by_severity(
     title: str = "",
     line: float | None = None,
 ) -> Axes:
-    """Distribution of one column by severity class; ``line``: the value of a map that knows nothing."""
-    sns.boxplot(table, x="label", y=column, order=list(classes), ax=ax, color="#DDE6F0", linewidth=1, fliersize=2)
-    low, high = table[column].replace([np.inf, -np.inf], np.nan).quantile([0.03, 0.97])  # a few shares explode
-    ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+    """Distribution of one column by severity class; ``line``: the value of a map that knows nothing. Empty axes where
+    no value is known (no masks)."""
+    known = table[np.isfinite(table[column].astype(float))]
+    if len(known):
+        sns.boxplot(known, x="label", y=column, order=list(classes), ax=ax, color="#DDE6F0", linewidth=1, fliersize=2)
+        low, high = known[column].quantile([0.03, 0.97])  # a few shares explode
+        ax.set_ylim(low - 0.1 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
     if line is not None:
         ax.axhline(line, color="#AA3377", linestyle="--", linewidth=1)
     ax.set_xticks(

@@ -36,7 +36,9 @@ class Cells:
 
     def first(self, n: int) -> "Cells":
         """At most ``n`` of them, as many of each class as can be: the first of each class."""
-        keep = np.flatnonzero(self.table.groupby("label").cumcount() < -(-n // self.table["label"].nunique()))
+        place = self.table.groupby("label").cumcount().to_numpy()
+        keep = np.argsort(place, kind="stable")[:n]
+        keep = np.sort(keep[place[keep] < -(-n // self.table["label"].nunique())])
         table = self.table.iloc[keep].reset_index(drop=True)
         return replace(self, table=table, pictures=self.pictures[keep], masks=self.masks[keep])
 
@@ -58,7 +60,8 @@ def choose(run: runs.Run, cells: pd.DataFrame, n: int, seed: int, device: str = 
     best = known.to_numpy().argmax(axis=1) if known.notna().all(axis=None) else test["score"].round().clip(1, 5) - 1
     test = test.assign(predicted=np.array(names)[np.asarray(best, dtype=int)]).sample(frac=1, random_state=seed)
     chosen = test[test["mask"] != ""] if (test["mask"] != "").any() else test
-    chosen = chosen[chosen.groupby("label").cumcount() < -(-n // len(names))]
+    place = chosen.groupby("label").cumcount().sort_values(kind="stable")
+    chosen = chosen.loc[place[place < -(-n // len(names))].index[:n]]
     chosen = chosen.sort_values("severity", kind="stable", ignore_index=True)
     shape = run.recipe["image_size"], run.recipe.get("window", 0)
     files = cells.loc[cells["id"].isin(run.predictions.query("part == 'train'")["id"]), "path"]
@@ -123,6 +126,7 @@ class Explainer:
     rule: str = "gausslegendre"
     bound: float = np.inf
     grid: bool = False
+    seed: int = 0  # of what is random in a control
 
     def __call__(
         self, network: attribution.FromPixels, cells: Cells, method: str, baseline: str = "", name: str = "trained"

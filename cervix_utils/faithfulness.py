@@ -87,7 +87,7 @@ def infidelity(
             spread,
             start,
             n_perturb_samples=samples,
-            max_examples_per_batch=32,
+            max_examples_per_batch=min(max(32, len(pixels)), samples * len(pixels)),
             normalize=True,
         )
     return found.cpu().numpy()
@@ -112,7 +112,8 @@ def sensitivities(
     network: FromPixels, cells: Cells, explained: Iterable[Explained], steps: int
 ) -> dict[str, np.ndarray]:
     """``max_sensitivity`` (n,) of each method of ``explained`` (name -> values) on ``cells``; Integrated Gradients with a
-    fixed number of ``steps``. Occlusion is left out: it takes hundreds of passes an image and sample of noise."""
+    fixed number of ``steps``. Occlusion is left out: it takes hundreds of passes an image and sample of noise. So is the
+    average over baselines, which has no baseline of its own."""
     score, found = attribution.Severity(network), {}
     methods = {
         "grad_cam": lambda x, start: attribution.grad_cam(network, x),
@@ -120,7 +121,7 @@ def sensitivities(
         "integrated_gradients": lambda x, start: attribution.integrated_gradients(score, x, start, steps).maps,
     }
     for one in explained:
-        if one.method in methods:
+        if one.method in methods and one.baseline in ("", *attribution.BASELINES):
             starts = cells.baseline(one.baseline or "white").split(1)
             explain = methods[one.method]
             found[one.name] = np.concatenate(

@@ -20,14 +20,17 @@ class Pictured:
     maps: dict[str, np.ndarray]
 
     def middle(self) -> pd.DataFrame:
-        """Share of the positive evidence in the middle quarter of the picture, an even map: 0.25. Rows: methods."""
+        """Share of the positive evidence in the middle quarter of the picture, an even map: 0.25. Rows: methods.
+
+        NaN where no map of a method has any."""
         rows = {}
         for method, maps in self.maps.items():
             side = maps.shape[1] // 4
             evidence = np.maximum(maps, 0)
             total = evidence.sum(axis=(1, 2))
             share = evidence[:, side:-side, side:-side].sum(axis=(1, 2))[total > 0] / total[total > 0]
-            rows[method] = {"images": len(share), "mean": share.mean(), "lowest": share.min(), "highest": share.max()}
+            mean, lowest, highest = [share.mean(), share.min(), share.max()] if len(share) else [np.nan] * 3
+            rows[method] = {"images": len(share), "mean": mean, "lowest": lowest, "highest": highest}
         return pd.DataFrame.from_dict(rows, orient="index")
 
 

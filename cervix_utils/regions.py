@@ -179,6 +179,7 @@ def verdict(found: pd.DataFrame) -> str:
     )
     if beyond.all() and network["low"] > 1:
         return text + f"**The claim survives here**: it rises more than each null does ({passed})."
-    return text + (
-        f"**The claim does not survive here**: the rise is not clearly beyond that of {failed} (clearly beyond: {passed})."
-    )
+    short = "itself is not clearly above 1"
+    if not beyond.all():
+        short = f"is not clearly beyond that of {failed} (clearly beyond: {passed})"
+    return text + f"**The claim does not survive here**: the rise {short}."

@@ -62,14 +62,13 @@ def median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation (n_resamples,) of ``x`` and ``y`` (n,), ties sharing their mean rank."""
-    total = weights.sum(axis=1, keepdims=True)
-    ranks = []
-    for values in (x, y):
-        below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
-        rank = weights @ below.T
-        ranks.append(rank - (weights * rank).sum(axis=1, keepdims=True) / total)
-    one, other = ranks
+    total, ranks = weights.sum(axis=1, keepdims=True), []
     with np.errstate(invalid="ignore", divide="ignore"):
+        for values in (x, y):
+            below = (values[:, None] > values) + 0.5 * (values[:, None] == values)
+            rank = weights @ below.T
+            ranks.append(rank - (weights * rank).sum(axis=1, keepdims=True) / total)
+        one, other = ranks
         squares = (weights * one**2).sum(axis=1) * (weights * other**2).sum(axis=1)
         return (weights * one * other).sum(axis=1) / np.sqrt(squares)
 
@@ -84,6 +83,8 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray, weights: np
 def group_weights(groups: pd.Series, n_boot: int, seed: int) -> np.ndarray:
     """Bootstrap weights (n_boot, n): whole groups drawn with replacement, as many as there are."""
     codes, names = pd.factorize(groups)
+    if not len(names):
+        return np.ones((n_boot, 0))
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_boot)
     return draws[:, codes].astype(float)

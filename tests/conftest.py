@@ -1,4 +1,4 @@
-"""Shared by all tests: caches and reports in temporary folders, a tiny drawn data set, tiny pictures."""
+"""Shared by all tests: caches and reports in temporary folders, a tiny drawn data set, tiny pictures, a tiny network."""
 
 from pathlib import Path
 
@@ -64,3 +64,45 @@ def write_mask():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_network():
+    """Function: a random network of a few convolutions with a ``layer4`` of 4 x 4 cells (side 16) that takes RGB in 0..1."""
+    import torch
+    from torch import nn
+
+    from cervix_utils import attribution
+
+    def make(outputs: int = 5, seed: int = 0) -> attribution.FromPixels:
+        torch.manual_seed(seed)
+        network = nn.Sequential()
+        network.conv1, network.relu1 = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(inplace=True)
+        network.layer4, network.relu2 = nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True)
+        network.pool, network.flat, network.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs)
+        network.fc.weight.data *= 5
+        return attribution.FromPixels(network.eval(), [0.5] * 3, [0.25] * 3)
+
+    return make
+
+
+@pytest.fixture
+def few_cells():
+    """Two cells of each of three classes: random pictures of 16 x 16 with a nucleus in cytoplasm; all are named light dysplastic."""
+    import pandas as pd
+    import torch
+
+    from cervix_utils.datasets import CLASSES
+    from cervix_utils.explanations import Cells
+
+    rng, n = np.random.default_rng(0), 6
+    table = pd.DataFrame({"id": [f"i{k}" for k in range(n)], "group": [f"g{k // 2}" for k in range(n)]})
+    table["severity"] = np.arange(n) // 2 + 1
+    table["label"] = [CLASSES["herlev"][k - 1] for k in table["severity"]]
+    table["original"] = table["label"].replace("normal", "normal_columnar")
+    table["predicted"] = "light_dysplastic"
+    masks = np.full((n, 16, 16), 4, dtype=np.uint8)
+    masks[:, 3:13, 3:13], masks[:, 6:10, 6:10] = 3, 2
+    pictures = rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8)
+    mean = torch.from_numpy(rng.random((3, 16, 16))).float()
+    return Cells(table, pictures, masks, mean, "cpu")

@@ -1,5 +1,6 @@
 """Slow and obvious twins of the fast code, one row, pixel or pair at a time: what the tests compare with."""
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -177,6 +178,68 @@ def literal_ig(function, image: torch.Tensor, start: torch.Tensor, m: int) -> to
         function(point).sum().backward()
         total = total + point.grad / m
     return (image - start) * total
+
+
+def guided_gradients(network: torch.nn.Module, function, pixels: torch.Tensor) -> np.ndarray:
+    """Guided backpropagation (Springenberg et al. 2015): gradients of ``function``, which calls ``network``, where each
+    ReLU lets pass no value that is negative, forwards or backwards."""
+
+    class Guided(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope * (slope > 0) * (ctx.saved_tensors[0] > 0)
+
+    relus = [module for module in network.modules() if isinstance(module, torch.nn.ReLU)]
+    for relu in relus:
+        relu.forward = Guided.apply
+    pixels = pixels.clone().requires_grad_()
+    found = torch.autograd.grad(function(pixels).sum(), pixels)[0].numpy()
+    for relu in relus:
+        del relu.forward
+    return found
+
+
+def occlusion(worth: np.ndarray, side: int, stride: int) -> list[list[float]]:
+    """Mean, for each pixel, of the sums of ``worth`` (s, s) in the squares over it; the last square stays inside."""
+    size = len(worth)
+    corners = [min(k, size - side) for k in range(0, size - side + stride, stride)]
+    squares = {(y, x): float(worth[y : y + side, x : x + side].sum()) for y in corners for x in corners}
+    over = lambda at, corner: corner <= at < corner + side  # noqa: E731
+    return [
+        [np.mean([v for (y, x), v in squares.items() if over(row, y) and over(column, x)]) for column in range(size)]
+        for row in range(size)
+    ]
+
+
+def localisation(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Mass, rank and pointing of one map; where equal pixels compete, the mean over every choice among them."""
+    pixels = [(float(v), m == 2) for v, m in zip(values.flat, mask.flat)]
+    k = sum(inside for _, inside in pixels)
+    if not k:
+        return dict.fromkeys(["mass", "rank", "pointing", "chance"], math.nan)
+    total = sum(max(v, 0) for v, _ in pixels)
+    found = {
+        "mass": sum(max(v, 0) for v, inside in pixels if inside) / total if total else math.nan,
+        "chance": k / len(pixels),
+    }
+    for name, n in (("rank", k), ("pointing", 1)):
+        best = sorted((v for v, _ in pixels), reverse=True)[:n]
+        choices = [c for c in itertools.combinations(pixels, n) if sorted((v for v, _ in c), reverse=True) == best]
+        found[name] = sum(inside for choice in choices for _, inside in choice) / n / len(choices)
+    return found
+
+
+def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> float:
+    """Correlation of what is left of the ranks of ``x`` and ``y`` once a line through the ranks of ``held`` is taken off."""
+    lines = np.column_stack([np.ones(len(held)), stats.rankdata(held)])
+    ranks = [stats.rankdata(values) for values in (x, y)]
+    left = [rank - lines @ np.linalg.lstsq(lines, rank, rcond=None)[0] for rank in ranks]
+    return stats.pearsonr(*left).statistic
 
 
 def mask_features(path: str, mask: str) -> dict[str, float]:

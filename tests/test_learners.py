@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_weight
 
-from cervix_utils import config, devices, learners, losses, metrics, networks, recipes, runs, splits, training  # noqa: F401
+from cervix_utils import config, devices, learners, losses, metrics, networks, paths, recipes, runs, splits, training  # noqa: F401
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -580,3 +580,58 @@ def test_the_weight_of_the_constraint_comes_from_the_pipelines_name(name, weight
 def test_pipelines_that_do_not_exist_are_refused(name):
     with pytest.raises(config.ConfigError, match="herlev_pipelines"):
         config.validate({"herlev_pipelines": [name]}, "test")
+
+
+# Small pictures first
+
+
+def seen_in_training(split: pd.DataFrame, recipe: recipes.Recipe) -> tuple[list[int], list[int], list[torch.Tensor]]:
+    """Sides of the training and of the validation batches that a network sees in a fit, and the training batches."""
+    learn, sides, batches = learners.build(split, recipe), {True: [], False: []}, []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        (x,) = inputs
+        assert x.shape[2] == x.shape[3] and x.is_contiguous(memory_format=torch.channels_last)
+        sides[module.training].append(x.shape[2])
+        if module.training:
+            batches.append(x.detach().clone())
+
+    learn.model.register_forward_pre_hook(look)
+    training.fit(learn, recipe, "cpu", "float32")
+    return sides[True], sides[False], batches
+
+
+def test_training_pictures_grow_and_validation_pictures_are_always_whole(split_of):
+    train, valid, _ = seen_in_training(split_of("herlev"), herlev(epochs=4, progressive=True))
+    assert train == [16] * 4 + [24] * 2 + [32] * 2  # 8 steps, 2 an epoch
+    assert valid == [32] * 4
+
+
+def test_pictures_grow_within_an_epoch_too(split_of):
+    train, valid, _ = seen_in_training(split_of("herlev"), herlev(epochs=1, progressive=True, batch_size=2))
+    assert train == [16, 16, 16, 24, 32] and set(valid) == {32}
+
+
+def test_small_pictures_are_the_whole_ones_seen_from_afar(split_of):
+    still = {"flip": "none", "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "lr": 0.0, "lr_head": 0.0}
+    small, whole = (
+        seen_in_training(split_of("herlev"), herlev(epochs=1, progressive=progressive, **still))[2][0]
+        for progressive in (True, False)
+    )
+    assert small.shape == (5, 3, 16, 16) and whole.shape == (5, 3, 32, 32)
+    inner = np.s_[:, :, 2:-2, 2:-2]  # a triangle of 4 pixels, the edge apart
+    means = nn.functional.conv2d(
+        nn.functional.pad(whole, [1] * 4).flatten(0, 1)[:, None],
+        (torch.tensor([1.0, 3, 3, 1]) / 8).outer(torch.tensor([1.0, 3, 3, 1]) / 8)[None, None],
+        stride=2,
+    ).view(small.shape)
+    torch.testing.assert_close(small[inner], means[inner], rtol=0, atol=1e-5)
+
+
+def test_pictures_are_whole_unless_asked_for(split_of):
+    train, valid, _ = seen_in_training(split_of("herlev"), herlev())
+    assert set(train) == set(valid) == {32}
+    for settings in (config.validate({}, "defaults"), config.load(paths.CONFIG / "demo.yaml")):
+        made = [recipes.herlev(settings, "combined"), *(recipes.colposcopy(settings, k) for k in ("sgd", "modern"))]
+        assert not any(recipe.progressive for recipe in made)
+    assert recipes.herlev(config.validate({"herlev_progressive": True}, "defaults"), "combined").progressive

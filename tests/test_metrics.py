@@ -7,6 +7,7 @@ import naive
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from cervix_utils import clinical, metrics, runs, weighted
 from cervix_utils.datasets import CLASSES
@@ -278,6 +279,54 @@ def test_one_fold_has_neither_mean_nor_pooled():
 def test_limits_leave_out_what_does_not_exist():
     assert np.isnan(weighted.limits(np.full(5, np.nan))).all()
     assert weighted.limits(np.array([np.nan, *np.arange(101.0)])) == pytest.approx([2.5, 97.5])
+
+
+def weighed(seed: int, n: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Three rows of numbers with ties, and integer weights of five resamples, many of them zero."""
+    rng = np.random.default_rng(seed)
+    x, y, z = rng.integers(0, 6, (3, n)) / 2.0
+    return x, x + 2 * y, x + z, rng.choice([0, 0, 1, 2, 5], (5, n))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_medians_and_rank_correlations_equal_those_of_repeated_rows(seed):
+    x, y, z, weights = weighed(seed)
+    drawn = [[np.repeat(values, row) for values in (x, y, z)] for row in weights]
+    slow = {
+        "median": [np.median(a) for a, _, _ in drawn],
+        "spearman": [stats.spearmanr(a, b).statistic for a, b, _ in drawn],
+        "partial": [naive.partial_spearman(*each) for each in drawn],
+    }
+    fast = {
+        "median": weighted.median(x, weights),
+        "spearman": weighted.spearman(x, y, weights),
+        "partial": weighted.partial_spearman(x, y, z, weights),
+    }
+    for name in slow:
+        np.testing.assert_allclose(fast[name], slow[name], rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_a_median_lies_halfway_where_the_weight_is_halved_and_skips_what_has_none():
+    values = np.array([4.0, 1.0, 3.0, 2.0])
+    weights = np.array([[1, 1, 1, 1], [2, 2, 0, 0], [1, 0, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(weighted.median(values, weights), [2.5, 2.5, 4, 2, np.nan])
+    np.testing.assert_array_equal(weighted.median(values, weights / 3), [2.5, 2.5, 4, 2, np.nan])
+
+
+def test_rank_correlations_reach_one_and_do_not_exist_where_nothing_varies():
+    x, some = np.arange(8.0), np.array([[1, 1, 1, 1, 1, 1, 1, 1], [1, 0, 2, 0, 3, 0, 1, 0]])
+    z = np.array([3.0, 1, 4, 1, 5, 9, 2, 6])
+    for sign in (1, -1):
+        np.testing.assert_allclose(weighted.spearman(x, sign * np.exp(x), some), sign, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(weighted.partial_spearman(x, sign * x**3, z, some), sign, rtol=0, atol=1e-12)
+    none = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 7, 0, 0, 0]])
+    assert np.isnan(weighted.spearman(x, z, none)).all()
+    assert np.isnan(weighted.spearman(x, np.ones(8), some)).all()
+    assert np.isnan(weighted.partial_spearman(x, z, np.ones(8), some)).all()
+
+
+def test_no_group_has_no_weights():
+    assert weighted.group_weights(pd.Series([], dtype=str), 7, 0).shape == (7, 0)
 
 
 def test_operating_points_by_hand():

@@ -49,15 +49,3 @@ def test_published_values_keep_their_lines_when_a_protocol_lacks_some(ax):
     (diamonds,) = [line for line in ax.lines if line.get_marker() == "D"]
     assert list(diamonds.get_xdata()) == [0.7, 0.9] and list(diamonds.get_ydata()) == [0, 1]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a: accuracy", "b: accuracy"]
-
-
-def test_overlays_share_one_scale(ax):
-    plots.overlay(ax, np.zeros((3, 4, 4), dtype=np.uint8), np.full((4, 4), 0.5), scale=2.0)
-    heat = ax.images[1]
-    assert heat.get_clim() == (-2.0, 2.0) and np.allclose(heat.get_alpha(), 0.75 * 0.25)
-
-
-def test_exploding_shares_do_not_hide_the_others(ax):
-    table = pd.DataFrame({"label": ["normal"] * 99 + ["carcinoma_in_situ"], "share": [0.5] * 49 + [0.6] * 50 + [900.0]})
-    plots.by_severity(ax, table, "share", ["normal", "carcinoma_in_situ"], line=1)
-    assert ax.get_ylim()[1] < 10

@@ -226,3 +226,45 @@ def test_the_smallest_table_that_can_be_split_is():
     split = splits.assign_parts(table, "herlev", "grouped", 0, 4)
     assert splits.straddling(split) == []
     assert split.groupby("part")["label"].nunique().eq(2).all()
+
+
+# Permuted labels
+
+
+def permutable(seed: int = 0) -> pd.DataFrame:
+    table = splits.assign_parts(table_of("herlev", seed), "herlev", "grouped", 0, 4)
+    severity = table["label"].map({name: k for k, name in enumerate(CLASSES["herlev"], 1)})
+    return table.assign(severity=severity)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_permuted_labels_keep_the_counts_of_each_part_and_the_test_part(seed):
+    split = permutable(seed)
+    before = split.copy()
+    found = splits.permute_labels(split, seed)
+    pd.testing.assert_frame_equal(split, before)  # the input stays
+    for part in ("train", "valid"):
+        counts = [table[table["part"] == part]["label"].value_counts().to_dict() for table in (split, found)]
+        assert counts[0] == counts[1]
+    test = split["part"] == "test"
+    assert test.any() and found["label"][test].tolist() == split["label"][test].tolist()
+    assert "severity" not in found  # it would tell the true label
+    pd.testing.assert_frame_equal(found.drop(columns="label"), split.drop(columns=["label", "severity"]))
+
+
+def test_permuted_labels_say_no_more_than_chance_of_the_true_ones():
+    split = permutable()
+    for part in ("train", "valid"):
+        rows = split["part"] == part
+        shares = split["label"][rows].value_counts(normalize=True)
+        chance, n = (shares**2).sum(), rows.sum()
+        kept = [(splits.permute_labels(split, s)["label"] == split["label"])[rows].mean() for s in range(40)]
+        assert max(kept) < 0.5  # most have moved, whatever the seed
+        assert np.mean(kept) == pytest.approx(chance, abs=4 * np.sqrt(chance / n / 40))
+
+
+def test_permuted_labels_are_seeded_and_need_no_severity():
+    split = permutable().drop(columns="severity").set_index(np.arange(1000, 1000 + len(permutable())))
+    one, again, other = (list(splits.permute_labels(split, seed)["label"]) for seed in (0, 0, 1))
+    assert one == again and one != other
+    assert splits.permute_labels(split, 0).index.equals(split.index)
