@@ -336,11 +336,11 @@ def ig_ours(n: int, size: int, steps: int = 50, precision: str = "float32", keep
     from cervix_utils import attribution
 
     model, recipe, pixels = explained(n, size)
-    function = attribution.severity(attribution.FromPixels(model, recipe.mean, recipe.std))
+    function = attribution.Severity(attribution.FromPixels(model, recipe.mean, recipe.std))
     white = attribution.baseline("white", pixels)
     attribution.integrated_gradients(function, pixels[:1], white[:1], 16, precision=precision)
     start = time.perf_counter()
-    maps, delta = attribution.integrated_gradients(function, pixels, white, steps, precision=precision)
+    maps, delta, _ = attribution.integrated_gradients(function, pixels, white, steps, precision=precision)
     seconds = time.perf_counter() - start
     if keep:
         np.save(keep, maps)
@@ -356,7 +356,7 @@ def ig_captum(n: int, size: int, steps: int = 50):
     from cervix_utils import attribution
 
     model, recipe, pixels = explained(n, size)
-    ig = IntegratedGradients(attribution.severity(nn.Sequential(Normalize(recipe.mean, recipe.std), model)))
+    ig = IntegratedGradients(attribution.Severity(nn.Sequential(Normalize(recipe.mean, recipe.std), model)))
     ig.attribute(pixels[:1], attribution.baseline("white", pixels[:1]), n_steps=16)
     start, deltas = time.perf_counter(), []
     for image in pixels.split(1):
