@@ -46,7 +46,7 @@ rule execute:
         out / "{stem}.ipynb",
     params:
         values=lambda w: json.dumps(reports[w.stem]),
-    threads: lambda w: workflow.cores if jobs.uses_gpu(settings) and w.stem in training else shared_cores
+    threads: lambda w: workflow.cores if w.stem == jobs.EXPLAIN or jobs.uses_gpu(settings) and w.stem in training else shared_cores
     resources:
         gpu=lambda w: int(jobs.uses_gpu(settings) and w.stem[:2] in ("02", "03", "04")),
     shell:
