@@ -28,7 +28,7 @@ reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=de
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
 
 adopt: .venv/.done  ## take published runs of the same recipe, data and split into a report, before `make reports` goes on: as for reports
-	$(PY) -m cervix_utils.publishing adopt $(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+	$(PY) -m cervix_utils.adopting $(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, and its table to README: CONFIG=cpu
 	$(PY) -m cervix_utils.publishing publish $(CONFIG)

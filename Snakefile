@@ -21,7 +21,7 @@ pages = {"reporting.py", "jobs.py", "rendering.py"}  # change what a page looks 
 last = {"documents.py", "checklists.py", "checklists.yaml", "overview.html.j2", "macros.html.j2"}  # of the last step alone
 beside = [path for path in package if path.name in last or path.parent.name == "documents"]
 look = [path for path in package if path not in beside and (path.name in pages or "templates" in path.parts)]
-modules = [path for path in package if path.match("cervix_utils/*.py") and path not in [*beside, *look, Path("cervix_utils/publishing.py")]]
+modules = [path for path in package if path.match("cervix_utils/*.py") and path not in [*beside, *look, Path("cervix_utils/publishing.py"), Path("cervix_utils/adopting.py")]]
 training = {stem for stem in reports if stem[:2] in ("02", "03")}
 shared_cores = max(1, workflow.cores // min(settings["training_jobs"], len(training)))
 

@@ -1,21 +1,15 @@
-"""A finished report -> reports/published: numbers, predictions, figures and pages that may be committed and mailed.
+"""A finished report -> reports/published: numbers, predictions, figures and pages that may be committed and mailed."""
 
-And back: published runs of the very recipe that a configuration would train -> the report of another machine.
-"""
-
-import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pandas as pd
 
-from cervix_utils import comparison, datasets, jobs, paths, recipes, references, runs, splits
+from cervix_utils import comparison, jobs, paths, references, runs
 from cervix_utils.datasets import CLASSES
 
 PAGES = ("02", "03", "05", "06")  # notebooks without pictures of patients
@@ -36,7 +30,6 @@ SHOWN = {
     "colposcopy": ["accuracy", "f1_macro", "log_loss"],
 }
 TITLES = {"herlev": "cells", "colposcopy": "cervix types"}
-PLACE = ("task", "protocol", "fold", "n_folds", "valid_fraction", "seed")  # as splits.assign_parts takes them
 TRAINED_BY = {jobs.COLPOSCOPY: "colposcopy", jobs.HERLEV: "herlev"}
 
 
@@ -54,7 +47,49 @@ def publish(name: str) -> Path:
     for file in ("results.csv", "run.json", "05_comparison.ipynb"):
         if not (source / file).is_file():
             raise PublishError(f"{source / file} is missing: make reports CONFIG={name} first")
-    pages = sorted(page for page in source.glob("0*.html") if page.name.startswith(PAGES))
+    pages = fit_pages(source, PAGES)
+    kept = kept_pages(source, target)
+    for old in ("runs", "references", "figures", "attribution"):
+        shutil.rmtree(target / old, ignore_errors=True)
+    for old in target.glob("*.html"):
+        if old.name not in kept:
+            old.unlink()
+    for task in CLASSES:
+        for one in (*runs.all_runs(source / "runs", task), *references.all_references(source, task)):
+            copy(one.folder, target / one.folder.relative_to(source))
+    for file in (source / "results.csv", source / "run.json", *pages):
+        shutil.copyfile(file, target / file.name)
+    _draw([page for page in pages if page.name.startswith(("05", "06"))], target / "figures")
+    if list(source.glob(f"{jobs.EXPLAIN}.html")):
+        publish_explanations(name)
+    return target
+
+
+def publish_explanations(name: str) -> None:
+    """Copy what may be shared of notebook 4 of ``reports/<name>``: its page, its figures, and for every network that was
+    explained attribution.csv (ids and numbers) beside recipe.json and predictions.csv. No map is copied: one shows its
+    picture. Raises PublishError as ``publish``, and where there is no page or no attribution.csv.
+    """
+    source, target = paths.reports_dir(name), paths.reports_dir("published")
+    pages, tables = fit_pages(source, (jobs.EXPLAIN,)), sorted(source.glob("attribution/*/attribution.csv"))
+    if not (pages and tables):
+        raise PublishError(
+            f"{source} has no {jobs.EXPLAIN}.html with its attribution.csv: make reports CONFIG={name} first"
+        )
+    for table in tables:
+        run = paths.run_dir(source / "runs", "herlev", *table.parent.name.rsplit("-", 2))
+        to = target / "attribution" / table.parent.name
+        to.mkdir(parents=True, exist_ok=True)
+        for file in (table, run / "recipe.json", run / "predictions.csv"):
+            shutil.copyfile(file, to / file.name)
+    for page in pages:
+        shutil.copyfile(page, target / page.name)
+    _draw(pages, target / "figures")
+
+
+def fit_pages(report: Path, notebooks: tuple[str, ...]) -> list[Path]:
+    """Pages of those notebooks in ``report``. Raises PublishError where one was made with pictures, or holds a bitmap."""
+    pages = sorted(page for page in report.glob("0*.html") if page.name.startswith(notebooks))
     for page in pages:
         book = nbformat.read(page.with_suffix(".ipynb"), as_version=4)
         shown = book.metadata.get("papermill", {}).get("parameters", {})
@@ -62,26 +97,18 @@ def publish(name: str) -> Path:
             raise PublishError(f"{page.name} was made with pictures: set show_cells and show_photographs to false")
         if any("image/png" in output.get("data", {}) for cell in book.cells for output in cell.get("outputs", [])):
             raise PublishError(f"{page.name} holds a bitmap: only drawn figures (SVG) may be published")
-    kept = kept_pages(source, target)
-    for old in ("runs", "references", "figures"):
-        shutil.rmtree(target / old, ignore_errors=True)
-    for old in target.glob("*.html"):
-        if old.name not in kept:
-            old.unlink()
-    for task in CLASSES:
-        for one in (*runs.all_runs(source / "runs", task), *references.all_references(source, task)):
-            _copy(one.folder, target / one.folder.relative_to(source))
-    for file in (source / "results.csv", source / "run.json", *pages):
-        shutil.copyfile(file, target / file.name)
-    (target / "figures").mkdir()
+    return pages
+
+
+def _draw(pages: Sequence[Path], folder: Path) -> None:
+    """The tagged figures of executed notebooks as SVG files."""
+    folder.mkdir(parents=True, exist_ok=True)
     for page in pages:
-        if page.name.startswith(("05", "06")):
-            for title, svg in figures(page.with_suffix(".ipynb")).items():
-                (target / "figures" / f"{title}.svg").write_text(svg)
-    return target
+        for title, svg in figures(page.with_suffix(".ipynb")).items():
+            (folder / f"{title}.svg").write_text(svg)
 
 
-def _copy(source: Path, to: Path) -> None:
+def copy(source: Path, to: Path) -> None:
     """Copy the tables of a run folder, or the file of a reference, in one step."""
     part = to.with_name(f".{to.name}.new")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +121,7 @@ def _copy(source: Path, to: Path) -> None:
     part.rename(to)
 
 
-def _predictions(report: Path, task: str, fold: str) -> dict[str, bytes]:
+def predictions(report: Path, task: str, fold: str) -> dict[str, bytes]:
     """Pipeline -> content of predictions.csv, for every run of a fold such as ``grouped-0``."""
     return {file.parts[-3]: file.read_bytes() for file in (report / "runs" / task).glob(f"*/{fold}/predictions.csv")}
 
@@ -105,77 +132,9 @@ def kept_pages(report: Path, published: Path) -> set[str]:
     for page in published.glob("0*.html"):
         notebook = jobs.notebook_of(page.stem)
         task, fold = TRAINED_BY.get(notebook, ""), page.stem.removeprefix(f"{notebook}_")
-        if (here := _predictions(report, task, fold)) and here == _predictions(published, task, fold):
+        if (here := predictions(report, task, fold)) and here == predictions(published, task, fold):
             kept.add(page.name)
     return kept
-
-
-def adopt(name: str, overrides: Mapping[str, Any]) -> list[Path]:
-    """Copy published runs that ``config/<name>.yaml`` with ``overrides`` would train today to ``reports/<name>``.
-
-    References go with them (see ``alone``). Returns the run folders and files made; prints a line for each, and one with
-    the reason for each that was not adopted (see ``difference``). What exists is never overwritten. The lists of folds,
-    protocols and pipelines do not matter, so that ``herlev_folds=[1]`` adopts fold 0. An adopted run has no model:
-    notebooks 5 and 6 read it, and asking for its fold trains it again (``runs.find`` needs the weights).
-    Raises a ValueError where ``jobs.plan`` does: unknown keys, no data, no weights.
-    """
-    settings, _ = jobs.plan(name, overrides)
-    published, report = paths.reports_dir("published"), paths.reports_dir(name)
-    made = []
-    for task in CLASSES:
-        table, _ = datasets.load(settings["data_root"], task, settings["seed"])
-        table = splits.with_groups(table, settings["phash_distance"])
-        for one in (*runs.all_runs(published / "runs", task), *references.all_references(published, task)):
-            to = report / one.folder.relative_to(published)
-            if to.exists():
-                why = "one is there already"
-            else:
-                why = difference(one, settings, table) if one.folder.is_dir() else alone(one, report, published)
-            if not why:
-                _copy(one.folder, to)
-                made.append(to)
-            print(f"{one.name}  {f'not adopted: {why}' if why else 'adopted'}", flush=True)
-    return made
-
-
-def difference(run: runs.Run, settings: Mapping[str, Any], table: pd.DataFrame) -> str:
-    """What sets a run apart from the one that ``settings`` would train on ``table`` (with groups); empty where nothing.
-
-    Compared: every field of the recipe (one that the run does not know counts as off: False or 0), the initial weights by
-    their description, the data by fingerprint, group, part and label of every image. Not compared: device, arithmetic,
-    thread count, versions and code, which recipe.json records in part.
-    """
-    from cervix_utils import networks  # here, so that publishing does not import PyTorch
-
-    old = run.recipe
-    own = settings | {"protocol": old["protocol"], "fold": old["fold"]}
-    recipe = {"herlev": recipes.herlev, "colposcopy": recipes.colposcopy}[old["task"]](own, old["pipeline"])
-    today = json.loads(json.dumps(asdict(recipe)))  # tuples become lists, as in recipe.json
-    today["initialisation"] = networks.describe_weights(today.pop("weights"), recipe.architecture)
-    if other := [key for key, value in today.items() if old.get(key, 0) != value]:
-        return "; ".join(f"{key}: published {old.get(key, 'without it')}, today {today[key]}" for key in other)
-    try:
-        split = splits.assign_parts(table, *(today[key] for key in PLACE))
-    except splits.SplitError as error:
-        return f"split: {error}"
-    if (data := datasets.fingerprint(split)) != old.get("data_fingerprint"):
-        return f"data_fingerprint: published {old.get('data_fingerprint')}, today {data}"
-    changed = max(len(split), len(run.predictions)) - len(split.merge(run.predictions, on=runs.NAMES))
-    return f"split: {changed} of {len(split)} images have another group, part or label today" if changed else ""
-
-
-def alone(reference: runs.Run, report: Path, published: Path) -> str:
-    """Why a published reference has no run in ``report`` to be read beside; empty where it has one.
-
-    Blanked images need the run of that very network, adopted; a baseline needs any run on the same test images.
-    """
-    task, fold, names = reference.recipe["task"], reference.folder.stem, reference.test[runs.NAMES]
-    here, (pipeline, blanked, _) = _predictions(report, task, fold), reference.recipe["pipeline"].partition("_without_")
-    if blanked:
-        adopted = pipeline in here and here[pipeline] == _predictions(published, task, fold).get(pipeline)
-        return "" if adopted else f"the run of {pipeline} was not adopted"
-    beside = (runs.read(report / "runs" / task / pipeline / fold) for pipeline in here)
-    return "" if any(run.test[runs.NAMES].equals(names) for run in beside) else "no run of these test images is there"
 
 
 def figures(notebook: Path) -> dict[str, str]:
@@ -225,18 +184,16 @@ def with_table(readme: str, results: pd.DataFrame) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """``publish NAME``, or ``adopt NAME key=value ...`` as ``make reports`` takes them; SystemExit with what is wrong."""
-    step, name, *words = arguments
+    """``publish NAME`` (all of it) or ``explanations NAME`` (notebook 4 alone); SystemExit with what is wrong."""
+    step, name = arguments
     try:
-        if step == "adopt":
-            from snakemake.cli import parse_config  # the same words mean the same as to the workflow
-
-            adopt(name, parse_config(words))
+        if step == "explanations":
+            publish_explanations(name)
         else:
-            folder = publish(name)
+            results = pd.read_csv(publish(name) / "results.csv", dtype={"fold": str})
             readme = paths.ROOT / "README.md"
-            readme.write_text(with_table(readme.read_text(), pd.read_csv(folder / "results.csv", dtype={"fold": str})))
-            print(folder)
+            readme.write_text(with_table(readme.read_text(), results))
+        print(paths.reports_dir("published"))
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
