@@ -1,34 +1,23 @@
-"""Where a network's answer comes from: Integrated Gradients, Grad-CAM and second opinions, all computed by captum."""
+"""Where a network's answer comes from: what is explained, baselines, Grad-CAM and second opinions, computed by captum."""
 
 import copy
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
+from captum.attr import GuidedGradCam, LayerAttribution, LayerGradCam, Occlusion
 from torch import Tensor, nn
 
-from cervix_utils import devices, losses
+from cervix_utils import losses
 from cervix_utils.images import BACKGROUND
 from cervix_utils.networks import fold_batch_norms
 
-RULES = {"gausslegendre": "gausslegendre", "trapezoid": "riemann_trapezoid", "literal": ""}  # ours -> captum's name
 BASELINES = ["white", "background", "mean", "blurred"]
 
 
 class AttributionError(ValueError):
     """A map cannot be made or makes no sense; the message says which input, and what is needed."""
-
-
-class Gradients(NamedTuple):
-    """Integrated Gradients of n images. ``maps`` (n, s, s) in units of the function, summed over colours; ``deltas``
-    (n,): sum of a map minus the difference that it explains; ``steps`` (n,): steps that each image took."""
-
-    maps: np.ndarray
-    deltas: np.ndarray
-    steps: np.ndarray
 
 
 def to_float(images: np.ndarray, device: str = "cpu") -> Tensor:
@@ -89,68 +78,6 @@ def baseline(kind: str, pixels: Tensor, masks: np.ndarray | None = None, mean: T
     needed = {"mean": "needs a mean picture", "background": "needs masks"}
     unknown = f"is unknown: known are {', '.join(BASELINES)}"
     raise AttributionError(f"baseline '{kind}' {needed.get(kind, unknown)}")
-
-
-def integrated_gradients(
-    function: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    start: Tensor,
-    steps: int = 16,
-    method: str = "gausslegendre",
-    bound: float = np.inf,
-    most: int = 512,
-    precision: str = "float32",
-) -> Gradients:
-    """Integrated Gradients (Sundararajan et al. 2017) of ``function`` from ``start`` to ``pixels``, one image at a time.
-
-    ``steps`` double, up to ``most``, until the absolute delta is at most ``bound`` (units of the function); without a
-    bound they stay as given. Deltas compare with F in float32 whatever the ``precision`` of the gradients. Methods:
-    ``gausslegendre``, ``trapezoid``, or ``literal``: the sum printed in paper H section 4, m + 1 points of weight 1/m,
-    that is the closed trapezoid plus half of both ends; it overshoots by about (m + 1) / m, so no bound applies.
-    ``precision`` bf16 is faster, but its rounding stays in the map however many steps are taken (benchmarks/README.md).
-    Raises AttributionError for a baseline of another shape, an unknown method, or gradients that are not finite.
-    """
-    if start.shape != pixels.shape:
-        raise AttributionError(
-            f"the baseline has shape {tuple(start.shape)}, the images {tuple(pixels.shape)}: give one baseline an image"
-        )
-    if method not in RULES:
-        raise AttributionError(f"unknown method '{method}' of integration: known are {', '.join(RULES)}")
-    ig = IntegratedGradients(function)
-    found = []
-    for index, (image, origin) in enumerate(zip(pixels.split(1), start.split(1))):
-        with torch.no_grad():
-            change = function(image) - function(origin)
-        taken = steps
-        while True:
-            with devices.autocast(pixels.device.type, precision):
-                if method == "literal":
-                    given = _literal(function, image, origin, taken)
-                else:
-                    given = ig.attribute(image, origin, n_steps=taken, method=RULES[method], internal_batch_size=32)
-                if method == "trapezoid":
-                    given = given * taken / (taken - 1)  # captum weighs its n points 1/n, not 1/(n - 1)
-            delta = float(given.sum() - change)
-            if not np.isfinite(delta):
-                raise AttributionError(
-                    f"the gradients of image {index} are not finite (NaN or infinite): the network or the image is damaged"
-                )
-            if abs(delta) <= bound or 2 * taken > most or method == "literal":
-                break
-            taken *= 2
-        found.append((given.sum(dim=1)[0].detach().cpu().numpy(), delta, taken))
-    maps, deltas, used = zip(*found)
-    return Gradients(np.stack(maps), np.array(deltas), np.array(used))
-
-
-def _literal(function: Callable[[Tensor], Tensor], image: Tensor, origin: Tensor, steps: int) -> Tensor:
-    """Paper H's sum for one image: (x - x') sum_{k=0..m} gradient(x' + k/m (x - x')) / m, shape of ``image``."""
-    path = origin + torch.linspace(0, 1, steps + 1, device=image.device).view(-1, 1, 1, 1) * (image - origin)
-    total = torch.zeros_like(image)
-    for points in path.split(32):
-        points = points.detach().requires_grad_()
-        total += torch.autograd.grad(function(points).sum(), points)[0].sum(dim=0, keepdim=True)
-    return (image - origin) * total / steps
 
 
 def _layer(network: FromPixels, name: str) -> nn.Module:

@@ -61,7 +61,7 @@ def medians_by_class(ax: Axes, found: dict[str, pd.DataFrame], classes: Sequence
     for index, (name, table) in enumerate(found.items()):
         table = table.reindex(classes)
         spread = np.abs(table[["low", "high"]].to_numpy(dtype=float).T - table["value"].to_numpy(dtype=float))
-        ax.errorbar(places + 0.08 * (index - len(found) / 2), table["value"], yerr=spread, fmt="o-", markersize=4,
+        ax.errorbar(places + 0.08 * (index - (len(found) - 1) / 2), table["value"], yerr=spread, fmt="o-", markersize=4,
                     capsize=2, linewidth=1, color=COLOURS[index % len(COLOURS)], label=name)  # fmt: skip
     ax.set_xticks(places, [readable(name) for name in classes], rotation=30, ha="right", rotation_mode="anchor")
     ax.set(title=title)
@@ -69,7 +69,7 @@ def medians_by_class(ax: Axes, found: dict[str, pd.DataFrame], classes: Sequence
 
 
 def cascade(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Similarity with the trained network's maps as layers are randomised from the top (``controls.along_the_cascade``)."""
+    """Similarity with the trained network's maps as layers are randomised from the top (``controls.down_the_cascade``)."""
     for form, colour in (("signed", "#4477AA"), ("absolute", "#AA3377")):
         rows = table[table["form"] == form]
         ax.plot(rows["layer"], rows["value"], "o-", color=colour, label=form, markersize=4)
@@ -97,9 +97,12 @@ def mean_maps(axes: Sequence[Axes], maps: np.ndarray, labels: pd.Series, classes
     top = max([some.max() for some in means if some is not None], default=0) or 1
     for ax, some, name in zip(axes, means, classes):
         if some is not None:
-            ax.imshow(some, cmap="Greys", vmin=0, vmax=top)
+            ax.contourf(
+                some, levels=np.linspace(0, top, 11), cmap="Greys", vmin=0, vmax=top
+            )  # drawn areas: no bitmap in a page
+            ax.invert_yaxis()
         ax.set_title(f"{readable(name)}, mean of {(labels == name).sum()}", fontsize=8)
-        ax.set(xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[], aspect="equal")
 
 
 def by_severity(

@@ -13,9 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cervix_utils import attribution, images, regions, runs
+from cervix_utils import attribution, images, integration, regions, runs
 
-CODE = ["attribution.py", "controls.py", "images.py"]  # what decides a map beside the network
+CODE = [
+    "attribution.py",
+    "controls.py",
+    "images.py",
+    "integration.py",
+    "losses.py",
+    "networks.py",
+]  # what decides a map beside the network
 ABOUT = ["id", "group", "label", "original", "severity", "predicted"]
 
 
@@ -133,18 +140,8 @@ class Explainer:
     ) -> Explained:
         """``method``: integrated_gradients or occlusion (with a ``baseline``), grad_cam, guided_grad_cam, of the severity."""
         code = [Path(__file__).with_name(name).read_text() for name in CODE]
-        facts = [
-            self.key,
-            self.steps,
-            self.rule,
-            self.bound,
-            self.grid,
-            method,
-            baseline,
-            name,
-            list(cells.table["id"]),
-            code,
-        ]
+        made = [self.key, self.steps, self.rule, self.bound, self.grid, method, baseline, name]
+        facts = [*made, list(cells.table["id"]), code]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         slug = "-".join(filter(None, [name, method, baseline, digest[:8]])).replace(" ", "_")
         file = self.folder / f"{slug}.npz"
@@ -168,7 +165,7 @@ class Explainer:
         none = np.full(len(pixels), np.nan)
         deltas, steps = none, none
         if method == "integrated_gradients":
-            maps, deltas, steps = attribution.integrated_gradients(
+            maps, deltas, steps = integration.integrated_gradients(
                 score, pixels, start, self.steps, self.rule, self.bound
             )
         elif method == "occlusion":

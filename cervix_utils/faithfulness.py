@@ -9,7 +9,7 @@ from captum.metrics import infidelity as captum_infidelity
 from captum.metrics import sensitivity_max
 from torch import Tensor
 
-from cervix_utils import attribution
+from cervix_utils import attribution, integration
 from cervix_utils.attribution import FromPixels
 from cervix_utils.explanations import Cells, Explained
 
@@ -118,7 +118,7 @@ def sensitivities(
     methods = {
         "grad_cam": lambda x, start: attribution.grad_cam(network, x),
         "guided_grad_cam": lambda x, start: attribution.guided_grad_cam(network, x),
-        "integrated_gradients": lambda x, start: attribution.integrated_gradients(score, x, start, steps).maps,
+        "integrated_gradients": lambda x, start: integration.integrated_gradients(score, x, start, steps).maps,
     }
     for one in explained:
         if one.method in methods and one.baseline in ("", *attribution.BASELINES):

@@ -106,3 +106,19 @@ def few_cells():
     pictures = rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8)
     mean = torch.from_numpy(rng.random((3, 16, 16))).float()
     return Cells(table, pictures, masks, mean, "cpu")
+
+
+@pytest.fixture
+def pixels():
+    """Three pictures of 8 by 8, double precision."""
+    import torch
+
+    return torch.rand((3, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def w():
+    """Weights of a linear function of one of ``pixels``."""
+    import torch
+
+    return torch.randn((3, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from cervix_utils import attribution, config, controls, explanations, recipes, runs
+from cervix_utils import attribution, config, controls, explanations, integration, recipes, runs
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -213,7 +213,7 @@ def test_the_cascade_of_a_network_compares_its_maps_and_makes_each_once(tmp_path
     assert len(kept) == 7
     start = torch.ones_like(own.pixels)
     both = [
-        attribution.integrated_gradients(
+        integration.integrated_gradients(
             attribution.Severity(attribution.FromPixels(network, [0.5] * 3, [0.25] * 3)), own.pixels, start, 4
         ).maps
         for network in (model, controls.randomised(model, LAYERS[:2], 0))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cervix_utils import attribution, datasets, explanations, images, losses, metrics, regions, runs
+from cervix_utils import attribution, datasets, explanations, images, integration, losses, metrics, regions, runs
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,7 +155,7 @@ def test_maps_are_those_of_the_severity_score(explain, few_cells, small_network,
     score = attribution.Severity(network)
     white, ground = few_cells.baseline("white"), few_cells.baseline("background")
     slow = {
-        "integrated_gradients": attribution.integrated_gradients(score, pixels, white, 4).maps,
+        "integrated_gradients": integration.integrated_gradients(score, pixels, white, 4).maps,
         "occlusion": attribution.occlusion(score, pixels, ground),
         "grad_cam": attribution.grad_cam(network, pixels),
         "guided_grad_cam": attribution.guided_grad_cam(network, pixels),
@@ -185,7 +185,7 @@ def test_the_bound_and_the_rule_reach_the_integration(explain, few_cells, small_
     assert np.abs(found.deltas).max() <= 1e-3 and found.steps.max() > 4
     literal = replace(explain, rule="literal")(network, few_cells, "integrated_gradients", "white")
     white = few_cells.baseline("white")
-    slow = attribution.integrated_gradients(attribution.Severity(network), few_cells.pixels, white, 4, "literal")
+    slow = integration.integrated_gradients(attribution.Severity(network), few_cells.pixels, white, 4, "literal")
     np.testing.assert_array_equal(literal.maps, slow.maps)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cervix_utils import attribution, explanations, faithfulness
+from cervix_utils import attribution, explanations, faithfulness, integration
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -230,7 +230,7 @@ def test_sensitivities_are_of_each_image_with_its_own_baseline(small_network, fe
     score, start = attribution.Severity(network), few.mean[None]
     ways = {
         "grad cam": lambda x: attribution.grad_cam(network, x),
-        "integrated gradients, mean": lambda x: attribution.integrated_gradients(score, x, start.expand_as(x), 4).maps,
+        "integrated gradients, mean": lambda x: integration.integrated_gradients(score, x, start.expand_as(x), 4).maps,
     }
     for name, way in ways.items():
         slow = [faithfulness.max_sensitivity(way, few.pixels[k : k + 1], seed=k)[0] for k in range(3)]

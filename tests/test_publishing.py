@@ -71,7 +71,9 @@ def test_explanations_are_published_alone_beside_what_is_there(report, tmp_path,
     found = {str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()}
     assert found == {*EXPLAINED, "figures/leakage.svg", "runs/kept.csv"}
     (folder / "attribution" / "combined-paper-0" / "attribution.csv").unlink()
-    with pytest.raises(SystemExit, match=r"no 04_explainability.html with its attribution.csv: make reports CONFIG=toy"):
+    with pytest.raises(
+        SystemExit, match=r"no 04_explainability.html with its attribution.csv: make reports CONFIG=toy"
+    ):
         publishing.main(["explanations", "toy"])
 
 
