@@ -71,7 +71,8 @@ def medians(
 ) -> pd.DataFrame:
     """Median of ``column`` for each class of column ``by``: n, missing, value, low, high, q25, q75; one row a class.
 
-    95 % intervals from resampling whole groups (column ``group``). Values that are not finite count as missing.
+    95 % intervals from resampling whole groups (column ``group``); a class of one group has none (NaN). Values that are
+    not finite count as missing.
     """
     weights = weighted.group_weights(table["group"], n_boot, seed)
     rows = []
@@ -81,7 +82,8 @@ def medians(
         values = table.loc[known, column].to_numpy(dtype=float)
         row = {by: name, "n": int(known.sum()), "missing": int((inside & ~known).sum())}
         if len(values):
-            low, high = weighted.limits(weighted.median(values, weights[:, known]))
+            several = table.loc[known, "group"].nunique() > 1
+            low, high = weighted.limits(weighted.median(values, weights[:, known])) if several else (np.nan, np.nan)
             row |= {"value": np.median(values), "low": low, "high": high}
             row |= {"q25": np.quantile(values, 0.25), "q75": np.quantile(values, 0.75)}
         rows.append(row)
@@ -130,23 +132,25 @@ def rise(
     """(value, low, high): median of ``column`` at the highest severity of ``table`` over that at the lowest.
 
     With ``other``, a table of the same images (column ``id``): that quotient over the quotient of ``other``, resampled
-    together, 1 where both rise alike. Quotients of medians that are not both positive are NaN.
+    together, 1 where both rise alike. Quotients of medians that are not both positive are NaN, and so are the limits
+    where either severity has a single group.
     """
     tables = [table] if other is None else [table, other[other["id"].isin(table["id"])]]
     groups = pd.concat(tables)["group"].drop_duplicates().reset_index(drop=True)
     drawn = np.vstack([np.ones(len(groups)), weighted.group_weights(groups, n_boot, seed)])
-    quotients = []
+    quotients, several = [], True
     for one in tables:
         ends = []
         for severity in (table["severity"].max(), table["severity"].min()):
             rows = one[(one["severity"] == severity) & np.isfinite(one[column].astype(float))]
             weights = drawn[:, pd.Index(groups).get_indexer(rows["group"])]
+            several &= rows["group"].nunique() > 1
             ends.append(weighted.median(rows[column].to_numpy(dtype=float), weights) if len(rows) else np.nan)
         high, low = ends
         with np.errstate(invalid="ignore", divide="ignore"):
             quotients.append(np.where((np.asarray(high) > 0) & (np.asarray(low) > 0), high / low, np.nan))
     found = np.broadcast_to(quotients[0] / (quotients[1] if other is not None else 1), len(drawn))
-    return (float(found[0]), *map(float, weighted.limits(found[1:])))
+    return (float(found[0]), *(map(float, weighted.limits(found[1:])) if several else (np.nan, np.nan)))
 
 
 def rises(
@@ -173,9 +177,12 @@ def verdict(found: pd.DataFrame) -> str:
         return "**No verdict**: no cell of the lowest or of the highest severity has a usable share."
     beyond = nulls["beyond_low"] > 1
     passed, failed = (", ".join(nulls.index[rows]) or "none" for rows in (beyond, ~beyond))
+    interval = f"95 % interval {network['low']:.2f} to {network['high']:.2f}"
+    if np.isnan(network["low"]):
+        interval = "no interval: a severity has a single group of cells"
     text = (
         f"The nucleus's share in carcinoma in situ is {network['value']:.2f} times that in normal cells "
-        f"(95 % interval {network['low']:.2f} to {network['high']:.2f}; paper H: 2). "
+        f"({interval}; paper H: 2). "
     )
     if beyond.all() and network["low"] > 1:
         return text + f"**The claim survives here**: it rises more than each null does ({passed})."

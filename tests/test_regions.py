@@ -166,10 +166,23 @@ def test_medians_equal_numpy_over_rows_repeated_as_their_groups_are_drawn():
     assert (found.loc["d", ["n", "missing"]] == 0).all() and found.loc["d", "value":].isna().all()
 
 
-def test_the_median_of_one_group_has_no_width():
-    table = cells().assign(group="g")
-    found = regions.medians(table, "share", "label", ["a", "b"], 20)
-    assert (found["low"] == found["value"]).all() and (found["high"] == found["value"]).all()
+def test_the_median_of_one_group_has_no_interval():
+    table = cells().iloc[:4].assign(group="one", label="normal")
+    found = regions.medians(table, "share", "label", ["normal"], 20).loc["normal"]
+    assert found["value"] == table["share"].median() and np.isnan([found["low"], found["high"]]).all()
+    assert np.isfinite([found["q25"], found["q75"]]).all()
+
+
+def test_a_rise_from_a_single_group_has_no_interval_and_passes_no_null():
+    table = cells()
+    single = table.assign(group=table["group"].where(table["severity"] > 1, "one"))
+    value, low, high = regions.rise(single, "share", None, 20)
+    assert value == regions.rise(table, "share", None, 20)[0] and np.isnan([low, high]).all()
+    nulls = {"flat": single.assign(share=1.0)}
+    found = regions.rises(single, nulls, "share", 20)
+    assert found.loc["flat", "beyond"] == value and np.isnan(found.loc["flat", "beyond_low"])
+    assert "no interval: a severity has a single group" in regions.verdict(found)
+    assert "**The claim does not survive here**" in regions.verdict(found)
 
 
 def test_means_equal_numpy_over_repeated_rows_and_leave_out_what_is_missing():
