@@ -78,7 +78,7 @@ def test_a_field_that_an_old_recipe_lacks_counts_as_off(evaluation):
 @pytest.mark.parametrize(
     ("changed", "asked", "words"),
     [
-        ({"epochs": 3}, {}, "epochs: published 3, today 10"),
+        ({"epochs": 3}, {}, "epochs: published 3, today 8"),
         ({"stain": 0.3, "std": [1, 1, 1]}, {}, "stain: published 0.3, today 0.0; std: published [1, 1, 1], today [0.2"),
         ({"progressive": None}, {"herlev_progressive": True}, "progressive: published without it, today True"),
         ({"initialisation": "resnet101, x"}, {}, "initialisation: published resnet101, x, today resnet101, random"),

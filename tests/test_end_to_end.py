@@ -76,7 +76,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished_and_resumes(demo):
 def test_progress_names_notebook_epoch_and_time_to_go(demo):
     log = demo[1]
     assert all(f"--- {stem} done" in log for stem in STEMS if stem[:2] in ("03", "04", "05", "06"))
-    assert re.search(r"herlev combined grouped-0  epoch 10/10  train \d.*accuracy \d\.\d+  \d+ s, 0 s to go", log)
+    assert re.search(r"herlev combined grouped-0  epoch 8/8  train \d.*accuracy \d\.\d+  \d+ s, 0 s to go", log)
 
 
 @pytest.mark.slow
