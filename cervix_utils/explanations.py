@@ -225,7 +225,8 @@ def right_and_wrong(table: pd.DataFrame) -> list[int]:
 
 
 def table(explained: Iterable[Explained]) -> pd.DataFrame:
-    """One row an image, method and baseline (attribution.csv): what it is, deltas, steps, scores, all shares. Sorted."""
+    """One row an image, method and baseline (attribution.csv): what it is, deltas, steps, scores, all shares. Sorted; what
+    is given twice is there once."""
     parts = [
         one.shares.assign(
             network=one.network,
@@ -237,6 +238,6 @@ def table(explained: Iterable[Explained]) -> pd.DataFrame:
     ]
     found = pd.concat(parts, ignore_index=True)
     first = [*ABOUT, "network", "method", "baseline", *ARRAYS[1:]]
-    return found[[*first, *found.columns.difference(first, sort=False)]].sort_values(
-        ["network", "method", "baseline", "id"]
-    )
+    found = found[[*first, *found.columns.difference(first, sort=False)]]
+    key = ["network", "method", "baseline", "id"]
+    return found.drop_duplicates(key).sort_values(key)

@@ -202,3 +202,16 @@ def test_without_any_known_share_the_axes_stay_empty(ax, n):
     table = pd.DataFrame({"label": ["a"] * n, "share": [np.nan] * n})
     explanation_plots.by_severity(ax, table, "share", ["a", "b"], "a title", line=1)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"] and len(ax.lines) == 1
+
+
+@pytest.mark.parametrize("side", [4, 64, 70])
+def test_mean_maps_are_drawn_as_means_of_at_most_32_squares_a_side(monkeypatch, grid, side):
+    axes, drawn = grid(1, 1)[0], []
+    monkeypatch.setattr(type(axes[0]), "contourf", lambda self, values, **_: drawn.append(values))
+    maps = np.random.default_rng(0).random((3, side, side))
+    explanation_plots.mean_maps(axes, maps, pd.Series(["Type_1"] * 3), ["Type_1"])
+    step, mean = -(-side // 32), maps.mean(axis=0)
+    places = range(0, side, step)
+    slow = [[mean[y : y + step, x : x + step].mean() for x in places] for y in places]
+    np.testing.assert_allclose(drawn[0], slow, rtol=1e-12)
+    assert len(drawn[0]) <= 32

@@ -213,6 +213,24 @@ def test_published_files_hold_no_picture_no_model_and_name_no_folder_of_a_machin
 
 
 @published
+@pytest.mark.parametrize("folder", sorted((PUBLISHED / "attribution").glob("*")), ids=lambda folder: folder.name)
+def test_published_attributions_are_of_test_images_once_a_method_and_have_converged(folder):
+    table = runs.read_table(folder / "attribution.csv")
+    part = runs.read_table(folder / "predictions.csv").set_index("id")["part"]
+    assert (table["id"].map(part) == "test").all()
+    assert not table.duplicated(["network", "method", "baseline", "id"]).any()
+    gradients = table[(table["method"] == "integrated_gradients") & (table["baseline"] != "average")]
+    off = gradients["scores"] - gradients["start_scores"]
+    assert len(gradients) and gradients["deltas"].abs().max() <= 0.1 and np.isfinite(off).all()
+    for form in ("signed", "absolute", "positive"):
+        usable = table[table[f"{form}_usable"].astype(bool)]
+        total = usable[[f"{form}_at_{region}" for region in ("nucleus", "cytoplasm", "background", "unknown")]].sum(
+            axis=1
+        )
+        np.testing.assert_allclose(total, 1, atol=1e-4 * (1 + usable[f"{form}_at_nucleus"].abs().max()))
+
+
+@published
 def test_the_readme_shows_the_published_results():
     readme = (paths.ROOT / "README.md").read_text()
     kept = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str})
