@@ -215,7 +215,7 @@ def test_published_files_hold_no_picture_no_model_and_name_no_folder_of_a_machin
 @published
 @pytest.mark.parametrize("folder", sorted((PUBLISHED / "attribution").glob("*")), ids=lambda folder: folder.name)
 def test_published_attributions_are_of_test_images_once_a_method_and_have_converged(folder):
-    table = runs.read_table(folder / "attribution.csv")
+    table = pd.read_csv(folder / "attribution.csv")
     part = runs.read_table(folder / "predictions.csv").set_index("id")["part"]
     assert (table["id"].map(part) == "test").all()
     assert not table.duplicated(["network", "method", "baseline", "id"]).any()
