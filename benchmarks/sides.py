@@ -331,80 +331,71 @@ def explained(n: int, size: int):
     return model, recipe, pixels
 
 
-def ig_ours(n: int, size: int, steps: int = 50, precision: str = "float32", keep: str = ""):
-    """`attribution.integrated_gradients` on a ResNet-101; the maps go to the file ``keep``."""
+def _explained(n: int, size: int, run: str, data: str):
+    """(model, mean, std, pixels) of a finished ``run`` and ``n`` of its test cells in ``data``, or of ``explained``."""
+    from cervix_utils import datasets, explanations, runs
+
+    if not run:
+        model, recipe, pixels = explained(n, size)
+        return model, recipe.mean, recipe.std, pixels
+    found = runs.read(Path(run))
+    pixels = explanations.choose(found, datasets.load(data, "herlev")[0], n, 0).pixels
+    return runs.load_model(found, "cpu"), found.recipe["mean"], found.recipe["std"], pixels
+
+
+def _found(seconds: float, deltas, steps: float) -> dict:
+    deltas = np.abs(deltas)
+    return {"seconds": seconds, "work": len(deltas), "delta": float(np.median(deltas)),
+            "largest": float(deltas.max()), "steps": float(steps)}  # fmt: skip
+
+
+def ig_ours(
+    n: int,
+    size: int = 128,
+    steps: int = 50,
+    precision: str = "float32",
+    keep: str = "",
+    bound: float = float("inf"),
+    run: str = "",
+    data: str = "",
+):
+    """`integration.integrated_gradients` on a ResNet-101, with a ``bound`` on every delta; the maps go to the file ``keep``."""
     from cervix_utils import attribution, integration
 
-    model, recipe, pixels = explained(n, size)
-    function = attribution.Severity(attribution.FromPixels(model, recipe.mean, recipe.std))
+    model, mean, std, pixels = _explained(n, size, run, data)
+    function = attribution.Severity(attribution.FromPixels(model, mean, std))
     white = attribution.baseline("white", pixels)
     integration.integrated_gradients(function, pixels[:1], white[:1], 16, precision=precision)
     start = time.perf_counter()
-    maps, delta, _ = integration.integrated_gradients(function, pixels, white, steps, precision=precision)
+    maps, deltas, taken = integration.integrated_gradients(
+        function, pixels, white, steps, bound=bound, precision=precision
+    )
     seconds = time.perf_counter() - start
     if keep:
         np.save(keep, maps)
-    return {"seconds": seconds, "work": n, "delta": float(np.median(abs(delta)))}
+    return _found(seconds, deltas, taken.mean())
 
 
-def ig_captum(n: int, size: int, steps: int = 50):
-    """captum's `IntegratedGradients` with its defaults: float32, one image at a time, parameters that ask for gradients."""
+def ig_captum(n: int, size: int = 128, steps: int = 50, run: str = "", data: str = ""):
+    """captum's `IntegratedGradients` with its defaults: float32, one image at a time, parameters that ask for gradients.
+
+    Points of an image in batches of 64 at most: 512 at once would not fit."""
     from captum.attr import IntegratedGradients
     from torch import nn
     from torchvision.transforms import Normalize
 
     from cervix_utils import attribution
 
-    model, recipe, pixels = explained(n, size)
-    ig = IntegratedGradients(attribution.Severity(nn.Sequential(Normalize(recipe.mean, recipe.std), model)))
+    model, mean, std, pixels = _explained(n, size, run, data)
+    function = attribution.Severity(nn.Sequential(Normalize(mean, std), model.requires_grad_(True)))
+    ig = IntegratedGradients(function)
     ig.attribute(pixels[:1], attribution.baseline("white", pixels[:1]), n_steps=16)
     start, deltas = time.perf_counter(), []
     for image in pixels.split(1):
         white = attribution.baseline("white", image)
-        _, delta = ig.attribute(image, white, n_steps=steps, return_convergence_delta=True)
-        deltas.append(abs(delta.item()))
-    return {"seconds": time.perf_counter() - start, "work": n, "delta": float(np.median(deltas))}
-
-
-def _trained(run: str, data: str, n: int):
-    """(network, mean, std, pixels, white) of a finished run and ``n`` of its test cells."""
-    from cervix_utils import attribution, datasets, explanations, runs
-
-    found = runs.read(Path(run))
-    pixels = explanations.choose(found, datasets.load(data, "herlev")[0], n, 0).pixels
-    model = runs.load_model(found, "cpu")
-    return model, found.recipe["mean"], found.recipe["std"], pixels, attribution.baseline("white", pixels)
-
-
-def ig_bounded_ours(run: str, data: str, n: int, bound: float):
-    """`integration.integrated_gradients` of a trained network with a bound on every image's delta."""
-    from cervix_utils import attribution, integration
-
-    model, mean, std, pixels, white = _trained(run, data, n)
-    function = attribution.Severity(attribution.FromPixels(model, mean, std))
-    integration.integrated_gradients(function, pixels[:1], white[:1], 16)
-    start = time.perf_counter()
-    _, deltas, steps = integration.integrated_gradients(function, pixels, white, bound=bound)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "work": n, "delta": float(abs(deltas).max()), "steps": float(steps.mean())}
-
-
-def ig_trained_captum(run: str, data: str, n: int, steps: int = 50):
-    """captum's defaults (float32, one image at a time) on the same network and cells."""
-    from captum.attr import IntegratedGradients
-    from torch import nn
-    from torchvision.transforms import Normalize
-
-    from cervix_utils import attribution
-
-    model, mean, std, pixels, white = _trained(run, data, n)
-    ig = IntegratedGradients(attribution.Severity(nn.Sequential(Normalize(mean, std), model.requires_grad_(True))))
-    ig.attribute(pixels[:1], white[:1], n_steps=16)
-    start, deltas = time.perf_counter(), []
-    for image, origin in zip(pixels.split(1), white.split(1)):
-        _, delta = ig.attribute(image, origin, n_steps=steps, return_convergence_delta=True, internal_batch_size=64)
-        deltas.append(abs(delta.item()))
-    return {"seconds": time.perf_counter() - start, "work": n, "delta": max(deltas)}
+        _, delta = ig.attribute(image, white, n_steps=steps, return_convergence_delta=True, internal_batch_size=64)
+        deltas.append(delta.item())
+    return _found(time.perf_counter() - start, deltas, steps)
 
 
 def groups_ours(n: int, distance: int = 8):
