@@ -81,7 +81,7 @@ def permuted(
 ) -> runs.Run:
     """The network of ``run``'s recipe trained on its images with their labels permuted, in ``folder`` (trained once).
 
-    Raises AttributionError where the initial weights of ``settings`` are not those of ``run``.
+    Raises AttributionError where the initial weights of ``settings`` are not those of ``run``, or images are missing.
     """
     grown = settings["weights_resnet101"] == "grown"
     weights = f"grown:{settings['weights_resnet50']}" if grown else settings["weights_resnet101"]
@@ -96,6 +96,10 @@ def permuted(
         **own | {"weights": weights, "pipeline": f"{run.recipe['pipeline']}_permuted", "seed": settings["seed"]}
     )
     order = run.predictions[["id", "group", "part"]]
+    if missing := sorted(set(order["id"]) - set(cells["id"])):
+        raise attribution.AttributionError(
+            f"{len(missing)} images of {run.name} are not in this data, the first is {missing[0]}: give the data it saw"
+        )
     split = order.merge(cells.drop(columns="group", errors="ignore"), on="id", how="left")
     return runs.obtain(splits.permute_labels(split, settings["seed"]), recipe, folder, device, precision)
 

@@ -111,9 +111,7 @@ def mean_maps(axes: Sequence[Axes], maps: np.ndarray, labels: pd.Series, classes
     top = max([some.max() for some in means if some is not None], default=0) or 1
     for ax, some, name in zip(axes, means, classes):
         if some is not None:
-            ax.contourf(
-                some, levels=np.linspace(0, top, 11), cmap="Greys", vmin=0, vmax=top
-            )  # drawn areas: no bitmap in a page
+            ax.contourf(some, levels=np.linspace(0, top, 11), cmap="Greys", vmin=0, vmax=top)
             ax.invert_yaxis()
         ax.set_title(f"{readable(name)}, mean of {(labels == name).sum()}", fontsize=8)
         ax.set(xticks=[], yticks=[], aspect="equal")

@@ -16,13 +16,8 @@ from torch import Tensor
 from cervix_utils import attribution, images, integration, regions, runs
 
 CODE = [
-    "attribution.py",
-    "controls.py",
-    "images.py",
-    "integration.py",
-    "losses.py",
-    "networks.py",
-]  # what decides a map beside the network
+    f"{name}.py" for name in ("attribution", "controls", "images", "integration", "losses", "networks")
+]  # decide a map
 ABOUT = ["id", "group", "label", "original", "severity", "predicted"]
 
 
@@ -139,8 +134,8 @@ class Explainer:
         self, network: attribution.FromPixels, cells: Cells, method: str, baseline: str = "", name: str = "trained"
     ) -> Explained:
         """``method``: integrated_gradients or occlusion (with a ``baseline``), grad_cam, guided_grad_cam, of the severity."""
-        code = [Path(__file__).with_name(name).read_text() for name in CODE]
-        made = [self.key, self.steps, self.rule, self.bound, self.grid, method, baseline, name]
+        code = [Path(__file__).with_name(module).read_text() for module in CODE]
+        made = [self.key, self.steps, self.rule, self.bound, self.grid, self.seed, method, baseline, name]
         facts = [*made, list(cells.table["id"]), code]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         slug = "-".join(filter(None, [name, method, baseline, digest[:8]])).replace(" ", "_")

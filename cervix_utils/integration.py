@@ -88,10 +88,8 @@ def _refined(
     most: int,
 ) -> Gradients:
     """``integrated_gradients`` of a few images at once, by segments of their ways."""
-    ig, exact = (
-        IntegratedGradients(function),
-        2.0 if method == "trapezoid" else 1.0,
-    )  # captum weighs 2 ends a half each, over 2
+    ig = IntegratedGradients(function)
+    exact = 2.0 if method == "trapezoid" else 1.0  # captum weighs n points 1/n, not 1/(n - 1)
 
     def at(image: np.ndarray, place: np.ndarray) -> Tensor:
         image, place = torch.from_numpy(image), torch.from_numpy(place).to(pixels).view(-1, 1, 1, 1)

@@ -12,7 +12,8 @@ import pandas as pd
 from cervix_utils import comparison, jobs, paths, references, runs
 from cervix_utils.datasets import CLASSES
 
-PAGES = ("02", "03", "05", "06")  # notebooks without pictures of patients
+PAGES = ("02", "03", "04", "05", "06")  # notebooks that can be without pictures of patients
+ATTRIBUTIONS = "attribution/*/attribution.csv"
 TABLES = ["recipe.json", "history.csv", "predictions.csv"]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WORDS = {
@@ -59,32 +60,39 @@ def publish(name: str) -> Path:
             copy(one.folder, target / one.folder.relative_to(source))
     for file in (source / "results.csv", source / "run.json", *pages):
         shutil.copyfile(file, target / file.name)
-    _draw([page for page in pages if page.name.startswith(("05", "06"))], target / "figures")
-    if list(source.glob(f"{jobs.EXPLAIN}.html")):
-        publish_explanations(name)
+    _draw([page for page in pages if page.name.startswith(("04", "05", "06"))], target / "figures")
+    _copy_attributions(source, target)
     return target
 
 
-def publish_explanations(name: str) -> None:
-    """Copy what may be shared of notebook 4 of ``reports/<name>``: its page, its figures, and for every network that was
-    explained attribution.csv (ids and numbers) beside recipe.json and predictions.csv. No map is copied: one shows its
-    picture. Raises PublishError as ``publish``, and where there is no page or no attribution.csv.
+def publish_explanations(name: str) -> Path:
+    """Copy what may be shared of notebook 4 of ``reports/<name>``, which need not be whole: page, figures, attributions.
+
+    Returns the folder. Raises PublishError as ``publish``, and where there is no page or no attribution.csv.
     """
     source, target = paths.reports_dir(name), paths.reports_dir("published")
-    pages, tables = fit_pages(source, (jobs.EXPLAIN,)), sorted(source.glob("attribution/*/attribution.csv"))
-    if not (pages and tables):
+    pages = fit_pages(source, (jobs.EXPLAIN,))
+    if not (pages and list(source.glob(ATTRIBUTIONS))):
         raise PublishError(
             f"{source} has no {jobs.EXPLAIN}.html with its attribution.csv: make reports CONFIG={name} first"
         )
-    for table in tables:
-        run = paths.run_dir(source / "runs", "herlev", *table.parent.name.rsplit("-", 2))
-        to = target / "attribution" / table.parent.name
-        to.mkdir(parents=True, exist_ok=True)
-        for file in (table, run / "recipe.json", run / "predictions.csv"):
-            shutil.copyfile(file, to / file.name)
+    _copy_attributions(source, target)
     for page in pages:
         shutil.copyfile(page, target / page.name)
     _draw(pages, target / "figures")
+    return target
+
+
+def _copy_attributions(source: Path, target: Path) -> None:
+    """For every explained network attribution.csv (ids and numbers) beside its recipe.json and predictions.csv.
+
+    No map is copied: one shows its picture."""
+    for table in source.glob(ATTRIBUTIONS):
+        run = paths.run_dir(source / "runs", "herlev", *table.parent.name.rsplit("-", 2))
+        to = target / table.parent.relative_to(source)
+        to.mkdir(parents=True, exist_ok=True)
+        for file in (table, run / "recipe.json", run / "predictions.csv"):
+            shutil.copyfile(file, to / file.name)
 
 
 def fit_pages(report: Path, notebooks: tuple[str, ...]) -> list[Path]:
@@ -187,13 +195,11 @@ def main(arguments: Sequence[str]) -> None:
     """``publish NAME`` (all of it) or ``explanations NAME`` (notebook 4 alone); SystemExit with what is wrong."""
     step, name = arguments
     try:
-        if step == "explanations":
-            publish_explanations(name)
-        else:
-            results = pd.read_csv(publish(name) / "results.csv", dtype={"fold": str})
+        folder = publish(name) if step == "publish" else publish_explanations(name)
+        if step == "publish":
             readme = paths.ROOT / "README.md"
-            readme.write_text(with_table(readme.read_text(), results))
-        print(paths.reports_dir("published"))
+            readme.write_text(with_table(readme.read_text(), pd.read_csv(folder / "results.csv", dtype={"fold": str})))
+        print(folder)
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

@@ -281,3 +281,12 @@ def test_the_same_recipe_is_trained_on_permuted_labels(monkeypatch, tmp_path, gi
         before = run.predictions.loc[rows.index, "label"]
         assert sorted(rows["label"]) == sorted(before)
         assert (rows["label"] == before).all() == (part == "test")
+
+
+def test_images_that_are_missing_from_the_data_are_named(tmp_path):
+    run = trained("resnet101, random initialisation (no pretraining)")
+    cells = data_of(run)
+    with pytest.raises(
+        attribution.AttributionError, match=f"1 images of .* the first is {cells['id'].iloc[0]}: give the data"
+    ):
+        controls.permuted(run, cells.iloc[1:], settings(), tmp_path, "cpu", "float32")

@@ -239,6 +239,12 @@ def test_whatever_decides_a_map_makes_it_anew(explain, few_cells, small_network,
     same(explain(None, few_cells, "integrated_gradients", "white"), first)
 
 
+def test_another_seed_makes_its_own_maps(explain, few_cells, small_network):
+    for seed in (0, 1):
+        replace(explain, seed=seed)(small_network(seed=seed), few_cells, "grad_cam", name="random weights")
+    assert len(list(explain.folder.glob("random_weights-*.npz"))) == 2
+
+
 def test_another_network_of_another_key_has_other_maps(explain, few_cells, small_network):
     one = explain(small_network(), few_cells, "grad_cam")
     other = replace(explain, key="other")(small_network(seed=1), few_cells, "grad_cam")

@@ -146,6 +146,20 @@ def test_reports_with_pictures_are_refused_and_nothing_is_written(report, tmp_pa
     assert not (tmp_path / "published").exists()
 
 
+def test_pictures_in_notebook_4_alone_leave_what_is_published_as_it_was(report, tmp_path):
+    folder = report()
+    book = nbformat.read(folder / "04_explainability.ipynb", as_version=4)
+    book.metadata["papermill"] = {"parameters": {"show_cells": True}}
+    nbformat.write(book, folder / "04_explainability.ipynb")
+    kept = tmp_path / "published" / "runs" / "kept.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")
+    for publish in (publishing.publish, publishing.publish_explanations):
+        with pytest.raises(publishing.PublishError, match=r"04_explainability.html was made with pictures"):
+            publish("toy")
+    assert [file.name for file in (tmp_path / "published").rglob("*") if file.is_file()] == ["kept.csv"]
+
+
 @pytest.mark.parametrize("name", ["results.csv", "run.json", "05_comparison.ipynb"])
 def test_what_is_missing_is_named(report, name):
     (report() / name).unlink()
