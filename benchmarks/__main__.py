@@ -297,6 +297,7 @@ def curves(rounds: int) -> list[dict]:
     quantities = {
         "images, one epoch of ResNet-50 at 64 px": ("train_ours", [128, 256, 512, 1024], lambda n: train | dict(size=64, n=n)),
         "side in pixels, one epoch of ResNet-50": ("train_ours", [64, 96, 128, 192, 256], lambda s: train | dict(size=s, n=64)),
+        "classes, one epoch of ResNet-50 at 64 px": ("train_ours", [3, 30, 300, 3000], lambda k: train | dict(size=64, n=128, classes=k)),
         "images, decoding and one pass at 224 px": ("memory_of_training", [1000, 2000, 4000, 8000], lambda n: dict(files=files, n=n, size=224)),
         "hashes, near-duplicates": ("groups_ours", [3000, 10_000, 30_000, 100_000, 300_000], lambda n: dict(n=n)),
         "images, groups and folds": ("split_folds", [1000, 3000, 10_000, 30_000], lambda n: dict(n=n, folds=4)),
@@ -359,12 +360,13 @@ SUITE = {
 
 
 def machine_name() -> str:
-    """Processor and cores (or GPU), as part of a file name."""
+    """Processor with the vector instructions that PyTorch uses and cores (or GPU), as part of a file name."""
     import torch
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     if not name and Path("/proc/cpuinfo").exists():
         name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+        name = f"{name} {torch.backends.cpu.get_cpu_capability()}"
     return re.sub(r"\W+", "-", f"{name or platform.machine()} {os.cpu_count()} cores").strip("-").lower()
 
 

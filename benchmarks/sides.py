@@ -41,16 +41,25 @@ def table_of(folder: str, task: str, n_train: int, n_valid: int = 8) -> pd.DataF
     return table.assign(group=table.index.astype(str), part=["train"] * n_train + ["valid"] * n_valid)
 
 
-def train_ours(folder: str, task: str, architecture: str, size: int, batch: int, n: int, device="auto", compiled=False):
-    """`learners.build` and `training.fit`: seconds of one whole fit after a first one of two batches."""
+def train_ours(
+    folder: str, task: str, architecture: str, size: int, batch: int, n: int, device="auto", compiled=False, classes=0
+):
+    """`learners.build` and `training.fit`: seconds of one whole fit after a first one of two batches.
+
+    ``classes`` above 0: so many of them instead of the task's own, the labels dealt out in turn.
+    """
     import torch
 
-    from cervix_utils import devices, learners, training
+    from cervix_utils import datasets, devices, learners, training
 
     recipe = recipe_of(architecture, size, batch)
     device, precision = devices.pick_device(device)
-    training.fit(learners.build(table_of(folder, task, 2 * batch), recipe, device), recipe, device, precision)
-    learn = learners.build(table_of(folder, task, n), recipe, device)
+    splits = [table_of(folder, task, count) for count in (2 * batch, n)]
+    if classes:
+        datasets.CLASSES[recipe.task] = names = [f"class {k}" for k in range(classes)]
+        splits = [split.assign(label=[names[k % classes] for k in range(len(split))]) for split in splits]
+    training.fit(learners.build(splits[0], recipe, device), recipe, device, precision)
+    learn = learners.build(splits[1], recipe, device)
     if compiled:
         learn.model = torch.compile(learn.model)
         training.fit(learn, recipe, device, precision)

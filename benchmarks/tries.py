@@ -23,9 +23,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from cervix_utils import datasets, images, losses, metrics, networks, paths, recipes, splits
+from cervix_utils import datasets, devices, images, losses, metrics, networks, paths, recipes, splits
 from cervix_utils.references import as_predictions
 
+PRECISION = devices.pick_device("cpu")[1]
 SHOWN = ["accuracy", "binary_accuracy", "mse", "kappa_quadratic", "auc_mean", "log_loss"]
 
 
@@ -43,6 +44,7 @@ class Try:
     saturation: float = 0.0
     white: int = 0  # 1: every image divided by its border colour
     mask: str = "none"  # blank: background filled; channels: nucleus and cytoplasm as two more channels
+    auxiliary: float = 0.0  # weight of a second task: shares of nucleus and cytoplasm in each cell of layer3's grid
     mixup: float = 0.0  # Beta(a, a)
     average: float = 0.0  # decay of an exponential moving average of the weights
     soft: float = 0.0  # targets softmax(-|k - y| / soft)
@@ -117,13 +119,21 @@ def network(weights: str, channels: int) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
+def auxiliary_loss(features: Tensor, mask: Tensor, head: nn.Module) -> Tensor:
+    """Cross-entropy of the shares of nucleus, cytoplasm and the rest in each cell of ``features``' grid (n, c, h, w)."""
+    kinds = torch.stack([mask == images.NUCLEUS, mask == images.CYTOPLASM], 1).float()
+    shares = F.adaptive_avg_pool2d(kinds, features.shape[-2:])
+    return F.cross_entropy(head(features).float(), torch.cat([shares, 1 - shares.sum(1, keepdim=True)], 1))
+
+
 def train(x: Tensor, masks: Tensor, y: Tensor, rows: np.ndarray, one: Try, weights: str, seed: int) -> nn.Module:
     """A network trained on some ``rows`` of ``x`` (n, n_views, 3, h, w) uint8."""
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
-    model = network(weights, 5 if one.mask == "channels" else 3).train()
+    model, second, seen = network(weights, 5 if one.mask == "channels" else 3).train(), nn.Conv2d(256, 3, 1), {}
     body = [p for name, p in model.named_parameters() if not name.startswith("fc.")]
-    groups = [{"params": body}, {"params": list(model.fc.parameters())}]
+    groups = [{"params": body}, {"params": [*model.fc.parameters(), *second.parameters()]}]
+    hook = model.layer3.register_forward_hook(lambda module, given, out: seen.update(layer3=out))
     optimiser = torch.optim.AdamW(groups, lr=one.lr, weight_decay=0.01, fused=True)
     steps = one.epochs * (len(rows) // one.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [one.lr, 10 * one.lr], total_steps=steps, pct_start=0.25)
@@ -149,14 +159,17 @@ def train(x: Tensor, masks: Tensor, y: Tensor, rows: np.ndarray, one: Try, weigh
                     share * pixels + (1 - share) * pixels[other],
                     share * target + (1 - share) * target[other],
                 )
-            with torch.autocast("cpu", torch.bfloat16):
+            with devices.autocast("cpu", PRECISION):
                 out = model(pixels).float()
             wanted = target @ severity if one.mixup else y[index] + 1.0
             loss = F.cross_entropy(out, target) + one.regression_weight * F.mse_loss(losses.score(out), wanted)
+            if one.auxiliary:
+                loss = loss + one.auxiliary * auxiliary_loss(seen["layer3"], mask, second)
             loss.backward()
             optimiser.step(), schedule.step(), optimiser.zero_grad()
             if one.average:
                 averaged.update_parameters(model)
+    hook.remove()
     return (averaged.module if one.average else model).eval()
 
 
@@ -167,7 +180,7 @@ def predict(model: nn.Module, x: Tensor, masks: Tensor, one: Try) -> np.ndarray:
     for view in range(x.shape[1]):
         for flip in ((), (2,), (1,), (1, 2)):
             pixels, mask = (value.flip([d - 3 for d in flip]) for value in (x[:, view].float() / 255, masks[:, view]))
-            with torch.autocast("cpu", torch.bfloat16):
+            with devices.autocast("cpu", PRECISION):
                 found.append(losses.probabilities(model(inputs(pixels, mask, one)), 5))
     return torch.stack(found).mean(0).numpy()
 

@@ -87,6 +87,16 @@ def small_network():
 
 
 @pytest.fixture
+def ax():
+    """Axes of a figure of their own, closed after the test."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+@pytest.fixture
 def few_cells():
     """Two cells of each of three classes: random pictures of 16 x 16 with a nucleus in cytoplasm; all are named light dysplastic."""
     import pandas as pd

@@ -3,19 +3,10 @@
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import pytest
 
 from cervix_utils import evaluation_plots
 
 mpl.use("agg")
-import matplotlib.pyplot as plt
-
-
-@pytest.fixture
-def ax():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def test_reliability_draws_filled_bins_larger_where_more_images_are(ax):

@@ -15,13 +15,6 @@ import matplotlib.pyplot as plt
 
 
 @pytest.fixture
-def ax():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
-
-
-@pytest.fixture
 def grid():
     """Function: axes of so many rows and columns."""
     made = []

@@ -3,19 +3,10 @@
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import pytest
 
 from cervix_utils import plots
 
 mpl.use("agg")
-import matplotlib.pyplot as plt
-
-
-@pytest.fixture
-def ax():
-    figure, axes = plt.subplots()
-    yield axes
-    plt.close(figure)
 
 
 def test_confusion_prints_counts_and_shares_of_the_row(ax):
