@@ -27,9 +27,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
-from cervix_utils import paths, synthetic
+from cervix_utils import devices, paths, synthetic
 
 HERE = Path(__file__).parent
 MAKEFILE = {
@@ -94,14 +95,45 @@ def train(rounds: int, device: str = "auto") -> list[dict]:
         found = alternate(
             {"ours": ("train_ours", both), "bare": ("train_bare", both), "stock": ("train_stock", both)}, rounds
         )
-        peak = statistics.median(run("matrix_rate", device=device)["tflops"] for _ in range(3))
+        products = [run("matrix_rate", device=device) for _ in range(3)]
+        peak = statistics.median(r["tflops"] for r in products)
         used = statistics.median(r["tflops"] for r in found["bare"])
         name = f"training {architecture} {size} px"
         rows += [
             row(name, "stock fastai", "img/s", rates(found["ours"]), rates(found["stock"]), "3"),
             row(name, "bare loop in memory", "img/s", rates(found["ours"]), rates(found["bare"]), "0.92"),
-            row(f"matrix rate in the bare loop, {architecture}", "2048^3 product in bf16", "TFLOP/s", [used], [peak]),
+            row(
+                f"matrix rate in the bare loop, {architecture}",
+                f"2048^3 product in {products[0]['precision']}",
+                "TFLOP/s",
+                [used],
+                [peak],
+            ),
         ]
+    return rows
+
+
+def gpu(rounds: int) -> list[dict]:
+    """Whole fits on a GPU, as shipped and compiled, against stock fastai in float32 and in its `to_fp16`."""
+    if not torch.cuda.is_available():
+        print("  left out: PyTorch sees no CUDA GPU")
+        return []
+    rows = []
+    for architecture, (task, size) in TRAINED.items():
+        both = dict(folder="demo", task=task, architecture=architecture, size=size, batch=64, n=8192)
+        sides = {
+            "as shipped": ("train_ours", both),
+            "torch.compile": ("train_ours", both | {"compiled": True}),
+            "float32": ("train_stock", both),
+            "to_fp16": ("train_stock", both | {"half": True}),
+        }
+        found = alternate(sides, rounds)
+        for ours in list(sides)[:2]:
+            busy = statistics.median(r["busy"] or 0 for r in found[ours])
+            for other, aim in (("float32", "2.5"), ("to_fp16", "1.2")):
+                what = f"training {architecture} {size} px on a GPU, {ours}"
+                both_rates = rates(found[ours]), rates(found[other])
+                rows.append(row(what, f"stock fastai, {other}", "img/s", *both_rates, aim, f"GPU busy {busy:.0f} %"))
     return rows
 
 
@@ -174,10 +206,11 @@ def predict(rounds: int) -> list[dict]:
 
 
 def explain(rounds: int) -> list[dict]:
-    """Speed at captum's 50 steps, and what bf16 does to a map: its distance from one of 400 steps in float32."""
-    both = dict(n=4, size=128)
-    kept = {name: str(SCRATCH / f"{name}.npy") for name in ("float32", "bf16", "many")}
-    sides = {name: ("ig_ours", both | dict(precision=name, keep=kept[name])) for name in ("float32", "bf16")}
+    """Speed at captum's 50 steps, and what bf16 (where the processor has it) does to a map: its distance from one of 400
+    steps in float32."""
+    both, kinds = dict(n=4, size=128), list(dict.fromkeys(["float32", devices.pick_device("cpu")[1]]))
+    kept = {name: str(SCRATCH / f"{name}.npy") for name in (*kinds, "many")}
+    sides = {name: ("ig_ours", both | dict(precision=name, keep=kept[name])) for name in kinds}
     found = alternate(sides | {"captum": ("ig_captum", both)}, rounds)
     run("ig_ours", **both, steps=400, keep=kept["many"])
     maps = {name: np.load(file) for name, file in kept.items()}
@@ -338,6 +371,8 @@ def accuracy(rounds: int) -> list[dict]:
                 "float32": dict(precision="float32"),
                 "norms not folded": dict(without="folded norms"),
             }
+            if devices.pick_device("cpu")[1] == "float32":
+                del ways["float32"]  # that is what is shipped here
             if task == "colposcopy":
                 ways["JPEG decoded whole"] = dict(without="small JPEG decoding")
             for way, change in ways.items():
@@ -355,14 +390,12 @@ def accuracy(rounds: int) -> list[dict]:
 
 SUITE = {
     f.__name__: f
-    for f in (imports, groups, reading, predict, explain, bounded, train, large, memory, curves, accuracy, demo)
+    for f in (imports, groups, reading, predict, explain, bounded, train, gpu, large, memory, curves, accuracy, demo)
 }
 
 
 def machine_name() -> str:
     """Processor with the vector instructions that PyTorch uses and cores (or GPU), as part of a file name."""
-    import torch
-
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     if not name and Path("/proc/cpuinfo").exists():
         name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]

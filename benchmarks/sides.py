@@ -7,9 +7,10 @@ prints one line of JSON: `seconds`, `work` (how many units were done in them) an
 
 import itertools
 import json
+import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,9 +64,25 @@ def train_ours(
     if compiled:
         learn.model = torch.compile(learn.model)
         training.fit(learn, recipe, device, precision)
-    start = time.perf_counter()
-    training.fit(learn, recipe, device, precision)
-    return {"seconds": time.perf_counter() - start, "work": n // batch * batch}
+    with gpu_use(device) as use:
+        start = time.perf_counter()
+        training.fit(learn, recipe, device, precision)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "work": n // batch * batch, "busy": float(np.mean(use)) if use else None}
+
+
+@contextmanager
+def gpu_use(device: str):
+    """Collects the GPU's utilisation in percent, five times a second, as nvidia-smi reports it; nothing on a CPU."""
+    found = []
+    if device != "cuda":
+        yield found
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
+        yield found
+        process.terminate()
+        found += [int(line) for line in process.stdout.read().split()]
 
 
 def stock_loaders(split: pd.DataFrame, size: int, batch: int, device: str):
@@ -147,13 +164,14 @@ def train_bare(architecture: str, size: int, batch: int, n: int, task: str = "",
 
 
 def matrix_rate(side: int = 2048, repeats: int = 20, device="auto"):
-    """bf16 matrix product: what the machine gives at best, in TFLOP/s."""
+    """Matrix product in the precision that trainings take: what the machine gives at best, in TFLOP/s."""
     import torch
 
     from cervix_utils import devices
 
-    device, _ = devices.pick_device(device)
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    device, precision = devices.pick_device(device)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     for _ in range(3):
         a @ b
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -163,7 +181,12 @@ def matrix_rate(side: int = 2048, repeats: int = 20, device="auto"):
         a @ b
     wait()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "work": repeats, "tflops": 2 * side**3 * repeats / seconds / 1e12}
+    return {
+        "seconds": seconds,
+        "work": repeats,
+        "tflops": 2 * side**3 * repeats / seconds / 1e12,
+        "precision": precision,
+    }
 
 
 def epoch_ours(files: list[str], size: int, network: bool):

@@ -1,7 +1,9 @@
 """The benchmark suite itself: ratios are taken pair by pair, and every side that is asked for exists and runs."""
 
 import inspect
+import os
 import re
+import time
 
 import numpy as np
 
@@ -39,3 +41,23 @@ def test_the_makefile_settings_reach_our_sides():
 def test_pictures_for_timing_are_smooth_and_full_of_range():
     pixels = sides._pixels(2, 64)
     assert pixels.shape == (2, 3, 64, 64) and pixels.dtype == np.uint8 and 30 < pixels.std() < 90
+
+
+def test_the_use_of_a_gpu_is_read_from_nvidia_smi_while_something_runs(tmp_path, monkeypatch):
+    """A stand-in for nvidia-smi that goes on until it is stopped, as the real one does."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '90\\n96\\n'\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    start = time.perf_counter()
+    with sides.gpu_use("cuda") as use:
+        time.sleep(0.5)
+    assert use == [90, 96] and time.perf_counter() - start < 30
+    with sides.gpu_use("cpu") as use:
+        pass
+    assert use == []
+
+
+def test_the_suite_for_gpus_says_that_it_was_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
+    assert suite.gpu(1) == [] and "left out" in capsys.readouterr().out
