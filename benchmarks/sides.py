@@ -47,7 +47,7 @@ def train_ours(
 ):
     """`learners.build` and `training.fit`: seconds of one whole fit after a first one of two batches.
 
-    ``classes`` above 0: so many of them instead of the task's own, the labels dealt out in turn.
+    ``classes`` above 0: so many of them instead of the task's own (replaced in this process), the labels dealt out in turn.
     """
     import torch
 
@@ -80,8 +80,10 @@ def gpu_use(device: str):
         return
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
-        yield found
-        process.terminate()
+        try:
+            yield found
+        finally:
+            process.terminate()
         found += [int(line) for line in process.stdout.read().split()]
 
 

@@ -54,6 +54,14 @@ def written(row: pd.Series | None) -> str:
     return "–" if row is None else f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
+def folds_run(rows: pd.DataFrame) -> str:
+    """'4' where every protocol of these rows of ``summary`` has as many folds, else 'paper 4, grouped 1'."""
+    several = rows.drop_duplicates("protocol").set_index("protocol")["folds"].sort_index(ascending=False)
+    if several.nunique() == 1:
+        return str(several.iloc[0])
+    return ", ".join(f"{protocol} {n}" for protocol, n in several.items())
+
+
 def side_by_side(results: pd.DataFrame, extra: Sequence[tuple[str, str, str]] = ()) -> pd.DataFrame:
     """One row a published number (and ``extra``: task, pipeline, metric), one column a protocol, 'value (low to high)',
     and the best baseline without a network under the grouped protocol (with its name)."""
@@ -66,7 +74,7 @@ def side_by_side(results: pd.DataFrame, extra: Sequence[tuple[str, str, str]] = 
         if of.empty:
             continue
         published = of["paper"].dropna()
-        row = {"task": task, "pipeline": pipeline, "metric": metric}
+        row = {"task": task, "pipeline": pipeline, "metric": metric, "folds": folds_run(of)}
         row["published"] = f"{published.iloc[0]:g}" if len(published) else "–"
         for protocol in protocols:
             own = of[of["protocol"] == protocol]
@@ -101,13 +109,15 @@ def relatives_in_training(predictions: pd.DataFrame) -> float:
 def leakage(found: Sequence, names: Sequence[str] = tuple(HEADLINE), n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """For each task and pipeline run under both protocols: metric, grouped, paper, difference (paper - grouped), low, high.
 
-    Folds are paired by number of folds, not by image; groups of both are resampled together. Empty if only one ran.
+    Means over the folds (by number, not by image) that both have; groups of both are resampled together. Empty if none.
     """
     tables = []
     for task, pipeline in dict.fromkeys((run.recipe["task"], run.recipe["pipeline"]) for run in found):
         grouped, random = (folds_of(found, task, pipeline, protocol) for protocol in ("grouped", "paper"))
-        if grouped and random:
-            table = paired.difference(grouped, random, task, n_boot, seed)
+        shared = [fold for fold in grouped if fold in random]
+        if shared:
+            sides = ({fold: side[fold] for fold in shared} for side in (grouped, random))
+            table = paired.difference(*sides, task, n_boot, seed)
             tables.append(table[table["metric"].isin(names)].assign(task=task, pipeline=pipeline))
     columns = ["task", "pipeline", "metric", "grouped", "paper", "difference", "low", "high"]
     if not tables:
@@ -138,7 +148,9 @@ def above_the_baseline(results: pd.DataFrame, task: str, metric: str, protocol: 
         apart = row["low"] > baseline["high"] if sign > 0 else row["high"] < baseline["low"]
         better = sign * (row["value"] - baseline["value"]) > 0
         verdict = "clearly better" if apart else "better, within the uncertainty" if better else "not better"
-        words.append(f"{row['pipeline']} {row['value']:.3f} ({verdict})")
+        own, its = row["folds"], baseline["folds"]
+        other = "" if own == its else f"; mean of {own} of its {its} folds"
+        words.append(f"{row['pipeline']} {row['value']:.3f} ({verdict}{other})")
     name = baseline["pipeline"].removeprefix(BASELINE).replace("_", " ")
     return (
         f"**{task}, {metric.replace('_', ' ')}, {protocol} protocol:** the best baseline without a network ({name}) has "

@@ -77,13 +77,21 @@ def corrected_t(differences: np.ndarray, test_share: float) -> tuple[float, floa
 def compare(
     first: Folds, second: Folds, task: str, names: list[str], test_share: float, n_boot: int, seed: int
 ) -> pd.DataFrame:
-    """One row for each metric of ``names`` that both have: ``difference`` with its interval from resampled groups,
-    the interval and p of the corrected t over folds, and for accuracy p of exact McNemar."""
+    """One row for each metric of ``names`` that both have: ``difference`` with its interval from resampled groups, over the
+    ``folds`` (their number) that both have, the interval and p of the corrected t over folds, for accuracy p of exact McNemar.
+
+    Raises ValueError where no fold is in both, or a fold was tested on other images.
+    """
+    shared = [fold for fold in first if fold in second]
+    if not shared:
+        raise ValueError(f"no fold in common: {', '.join(first)} on one side, {', '.join(second)} on the other")
+    first, second = ({fold: side[fold] for fold in shared} for side in (first, second))
     table = difference(first, second, task, n_boot, seed).set_index("metric")
     table = table.loc[[name for name in names if name in table.index]]
-    single = {fold: [metrics.measure(side[fold], task) for side in (first, second)] for fold in first if fold in second}
+    table["folds"] = len(shared)
+    single = [[metrics.measure(side[fold], task) for side in (first, second)] for fold in shared]
     for name in table.index:
-        gaps = np.array([b[name][0] - a[name][0] for a, b in single.values()])
+        gaps = np.array([b[name][0] - a[name][0] for a, b in single])
         table.loc[name, ["t_low", "t_high", "t_p"]] = corrected_t(gaps, test_share)
     table["mcnemar_p"] = np.nan
     if "accuracy" in table.index:

@@ -163,8 +163,8 @@ def results_table(results: pd.DataFrame) -> str:
     """README's table in Markdown: published, paper protocol, grouped, best baseline without a network (grouped)."""
     table = comparison.summary(results)
     lines = [
-        "| | | published | paper protocol | grouped | best without a network, grouped |",
-        "|---|---|---|---|---|---|",
+        "| | folds | | published | paper protocol | grouped | best without a network, grouped |",
+        "|---|---|---|---|---|---|---|",
     ]
     for task, names in SHOWN.items():
         of = table[(table["task"] == task) & ~comparison.is_reference(table["pipeline"])]
@@ -179,7 +179,8 @@ def results_table(results: pd.DataFrame) -> str:
                 best = comparison.best_baseline(table, task, metric, "grouped")
                 name = "" if best is None else best["pipeline"].removeprefix(references.BASELINE).replace("_", " ")
                 first = f"{TITLES[task]}, {pipeline.replace('_', ' ')}" if metric == names[0] else ""
-                cells = [first, WORDS[metric], f"{paper.iloc[0]:g}" if len(paper) else "–", *cells]
+                folds = comparison.folds_run(rows) if metric == names[0] else ""
+                cells = [first, folds, WORDS[metric], f"{paper.iloc[0]:g}" if len(paper) else "–", *cells]
                 lines.append(f"| {' | '.join([*cells, f'{comparison.written(best)} {name}'.strip()])} |")
     return "\n".join(lines)
 

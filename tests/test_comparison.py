@@ -57,13 +57,20 @@ def test_best_baseline_is_the_highest_or_for_errors_the_lowest():
 def test_side_by_side_says_what_was_not_run_and_names_the_best_baseline():
     extra = [("herlev", "classification", "mse"), ("herlev", "combined", "mse"), ("herlev", "none", "mse")]
     table = comparison.side_by_side(results(), extra).set_index(["pipeline", "metric"])
-    assert list(table.columns) == ["task", "published", "paper", "grouped", "best without a network, grouped"]
+    assert list(table.columns) == ["task", "folds", "published", "paper", "grouped", "best without a network, grouped"]
+    assert table.loc[("classification", "accuracy"), "folds"] == "2" and table.loc[("combined", "mse"), "folds"] == "1"
     assert table.loc[("combined", "accuracy"), "paper"] == "0.740 (0.700 to 0.780)"
     assert table.loc[("combined", "mse"), "grouped"] == "not run"
     assert table.loc[("combined", "accuracy"), "best without a network, grouped"] == "0.550 (0.500 to 0.600) all forest"
     assert table.loc[("combined", "mse"), "best without a network, grouped"].endswith("size forest")
     assert table.loc[("classification", "mse"), "published"] == "–"
     assert list(table.index).count(("combined", "mse")) == 1 and "none" not in table.index.get_level_values(0)
+
+
+@pytest.mark.parametrize(("paper", "grouped", "words"), [(4, 4, "4"), (4, 1, "paper 4, grouped 1"), (0, 2, "2")])
+def test_the_number_of_folds_is_said_once_or_for_each_protocol(paper, grouped, words):
+    rows = pd.DataFrame({"protocol": ["grouped", "paper"], "folds": [grouped, paper]})
+    assert comparison.folds_run(rows[rows["folds"] > 0]) == words
 
 
 def test_leakage_is_paper_minus_grouped_with_an_interval_and_empty_for_one_protocol():
@@ -73,6 +80,9 @@ def test_leakage_is_paper_minus_grouped_with_an_interval_and_empty_for_one_proto
     both = [metrics.measure(tables[name], "herlev")["accuracy"][0] for name in ("paper", "grouped")]
     assert line["difference"] == pytest.approx(both[0] - both[1]) and line["low"] < line["difference"] < line["high"]
     assert comparison.leakage(found[:1]).empty
+    more = run(drawn("ties", 5)[0], "herlev", "combined", "grouped", 1)  # a fold of one protocol alone changes nothing
+    pd.testing.assert_frame_equal(comparison.leakage([*found, more], n_boot=50), comparison.leakage(found, n_boot=50))
+    assert comparison.leakage([found[0], more]).empty
 
 
 def test_relatives_in_training_counts_test_images_alone():
@@ -100,6 +110,14 @@ def test_networks_are_held_against_the_best_baseline(baseline, verdict):
     said = comparison.above_the_baseline(results(baseline), "herlev", "accuracy")
     assert f"combined 0.580 ({verdict})" in said and "nucleus" not in said
     assert "no baseline" in comparison.above_the_baseline(results(), "herlev", "accuracy", "paper")
+
+
+def test_a_network_with_fewer_folds_than_the_baseline_says_so():
+    second = row("herlev", "baseline_all_forest", "grouped", "1", "accuracy", 0.5, 0.4, 0.6)
+    mean = second | {"fold": "mean"}
+    said = comparison.above_the_baseline(pd.concat([results(), pd.DataFrame([second, mean])]), "herlev", "accuracy")
+    assert "combined 0.580 (better, within the uncertainty; mean of 1 of its 2 folds)" in said
+    assert "folds" not in comparison.above_the_baseline(results(), "herlev", "accuracy")
 
 
 def test_what_is_left_names_all_three_numbers_or_says_that_nothing_can_be_said():

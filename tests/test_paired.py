@@ -84,6 +84,16 @@ def test_compare_has_one_row_a_metric_and_mcnemar_for_accuracy_alone():
     assert found["mcnemar_p"].isna().tolist() == [True, False] and found["t_p"].between(0, 1).all()
 
 
+def test_only_folds_that_both_have_are_compared():
+    first, second = folds("plain", [0, 1, 2]), folds("ties", [2, 3])
+    found = paired.compare(first, second, "herlev", ["mse", "accuracy"], 0.25, 20, 0)
+    both = paired.compare({fold: first[fold] for fold in "01"}, second, "herlev", ["mse", "accuracy"], 0.25, 20, 0)
+    pd.testing.assert_frame_equal(found, both)
+    assert (found["folds"] == 2).all()
+    with pytest.raises(ValueError, match="no fold in common: 2 on one side, 0, 1 on the other"):
+        paired.compare({"2": first["2"]}, second, "herlev", ["mse"], 0.25, 20, 0)
+
+
 @pytest.mark.parametrize(
     ("metric", "gap", "low", "high", "p", "words"),
     [
