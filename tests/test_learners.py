@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_weight
 
+from benchmarks import flips
 from cervix_utils import config, devices, learners, losses, metrics, networks, paths, recipes, runs, splits, training  # noqa: F401
 from cervix_utils.datasets import CLASSES
 
@@ -485,6 +486,17 @@ def test_a_finished_run_is_read_and_a_changed_recipe_or_table_trains_again(split
     model = runs.load_model(runs.read(first.folder))
     again = training.predict(model, split, recipe, "float32").filter(like="p_")
     np.testing.assert_allclose(runs.read(first.folder).predictions.filter(like="p_"), again, rtol=0, atol=2e-6)
+
+
+def test_the_benchmark_of_flips_starts_from_the_predictions_of_the_run_itself(split_of, tmp_path):
+    cells = split_of("herlev")
+    run = runs.obtain(cells, herlev(test_flips=2), tmp_path, "cpu", "float32")
+    found = flips.predictions(run, cells)
+    assert list(found) == [1, 2, 4] and all(table["id"].equals(run.test["id"]) for table in found.values())
+    np.testing.assert_allclose(found[2]["score"], run.test["score"], rtol=0, atol=1e-4)
+    assert not np.allclose(found[1]["score"], found[4]["score"], atol=1e-4)
+    with pytest.raises(SystemExit, match="other pictures"):
+        flips.predictions(run, cells.assign(path=cells["path"].to_list()[::-1]))
 
 
 @pytest.mark.parametrize(("make", "architecture"), [(herlev, "resnet101"), (colposcopy, "resnet50")])
