@@ -1,9 +1,7 @@
 """Published runs of the very recipe that a configuration would train -> the report of another machine."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ def adopt(name: str, overrides: Mapping[str, Any]) -> list[Path]:
 
     References go with them (see ``alone``). Returns the run folders and files made; prints a line for each, and one with
     the reason for each that was not adopted (see ``difference``). What exists is never overwritten. The lists of folds,
-    protocols and pipelines do not matter, so that ``herlev_folds=[1]`` adopts fold 0. An adopted run has no model:
-    notebooks 5 and 6 read it, and asking for its fold trains it again (``runs.find`` needs the weights).
+    protocols and pipelines do not matter, so that ``herlev_folds=[1]`` adopts fold 0. An adopted run has no weights:
+    notebooks 2, 3, 5 and 6 read it (`runs.find`), notebook 4 cannot explain it (``attribution_images=0`` leaves that out).
     Raises a ValueError where ``jobs.plan`` does: unknown keys, no data, no weights.
     """
     settings, _ = jobs.plan(name, overrides)
@@ -44,29 +42,15 @@ def adopt(name: str, overrides: Mapping[str, Any]) -> list[Path]:
 
 
 def difference(run: runs.Run, settings: Mapping[str, Any], table: pd.DataFrame) -> str:
-    """What sets a run apart from the one that ``settings`` would train on ``table`` (with groups); empty where nothing.
-
-    Compared: every field of the recipe (one that the run does not know counts as off: False or 0), the initial weights by
-    their description, the data by fingerprint, group, part and label of every image. Not compared: device, arithmetic,
-    thread count, versions and code, which recipe.json records in part.
-    """
-    from cervix_utils import networks  # here, so that publishing does not import PyTorch
-
+    """`runs.difference` of a run and the one that ``settings`` would train on ``table`` (with groups) in its place."""
     old = run.recipe
     own = settings | {"protocol": old["protocol"], "fold": old["fold"]}
     recipe = {"herlev": recipes.herlev, "colposcopy": recipes.colposcopy}[old["task"]](own, old["pipeline"])
-    today = json.loads(json.dumps(asdict(recipe)))  # tuples become lists, as in recipe.json
-    today["initialisation"] = networks.describe_weights(today.pop("weights"), recipe.architecture)
-    if other := [key for key, value in today.items() if old.get(key, 0) != value]:
-        return "; ".join(f"{key}: published {old.get(key, 'without it')}, today {today[key]}" for key in other)
     try:
-        split = splits.assign_parts(table, *(today[key] for key in PLACE))
+        split = splits.assign_parts(table, *(getattr(recipe, name) for name in PLACE))
     except splits.SplitError as error:
         return f"split: {error}"
-    if (data := datasets.fingerprint(split)) != old.get("data_fingerprint"):
-        return f"data_fingerprint: published {old.get('data_fingerprint')}, today {data}"
-    changed = max(len(split), len(run.predictions)) - len(split.merge(run.predictions, on=runs.NAMES))
-    return f"split: {changed} of {len(split)} images have another group, part or label today" if changed else ""
+    return runs.difference(run, runs.described(recipe, split), split)
 
 
 def alone(reference: runs.Run, report: Path, published: Path) -> str:

@@ -148,7 +148,9 @@ def facts(study: Mapping[str, Any]) -> dict[str, str]:
         "confusion": ", ".join(study["notebooks"]) or f"{MISSING}: no page of notebook 2 or 3",
         "attribution": f"Integrated Gradients ({settings['attribution_method']}, {settings['attribution_steps']} steps, "
         f"baseline {settings['attribution_baseline']}) of the pipeline {settings['attribution_pipeline']} on at most "
-        f"{settings['attribution_images']} test cells; Grad-CAM for photographs",
+        f"{settings['attribution_images']} test cells; Grad-CAM for photographs"
+        if settings["attribution_images"]
+        else f"{MISSING}: the report has no notebook 4 (attribution_images is 0)",
         "photographs": "shown" if settings["show_photographs"] else "not shown",
     }
 

@@ -47,7 +47,9 @@ def plan(name: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     first = {"protocol": settings["herlev_protocols"][0], "fold": settings["herlev_folds"][0]}
     seen = [settings["colposcopy_recipes"][-1], settings["colposcopy_protocols"][0], settings["colposcopy_folds"][0]]
     first["photographs_run"] = "{}/{}-{}".format(*seen)
-    parts = {"01_data_exploration": {}, EXPLAIN: first, "05_comparison": {}, "06_calibration": {}}
+    parts = {"01_data_exploration": {}, "05_comparison": {}, "06_calibration": {}}
+    if settings["attribution_images"]:
+        parts[EXPLAIN] = first
     for stem, task in ((COLPOSCOPY, "colposcopy"), (HERLEV, "herlev")):
         for protocol in settings[f"{task}_protocols"]:
             parts |= {f"{stem}_{protocol}-{f}": {"protocol": protocol, "fold": f} for f in settings[f"{task}_folds"]}

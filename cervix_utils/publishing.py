@@ -14,6 +14,7 @@ from cervix_utils.datasets import CLASSES
 
 PAGES = ("02", "03", "04", "05", "06")  # notebooks that can be without pictures of patients
 ATTRIBUTIONS = "attribution/*/attribution.csv"
+EXPLAINING = ("attribution-", "photographs-")  # how the figures of notebook 4 are called
 TABLES = ["recipe.json", "history.csv", "predictions.csv"]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 WORDS = {
@@ -41,19 +42,21 @@ class PublishError(ValueError):
 def publish(name: str) -> Path:
     """Copy what may be shared of ``reports/<name>`` to ``reports/published``; models and pictures stay behind.
 
-    Returns the folder. What was published before is replaced, but for the pages of ``kept_pages``. Raises PublishError
-    where the report is not whole, or was made with cells or photographs in its pages.
+    Returns the folder. What was published before is replaced, but for the pages of ``kept_pages``, and for notebook 4
+    with its figures and attributions where the report has none. Raises PublishError where the report is not whole, or was
+    made with cells or photographs in its pages.
     """
     source, target = paths.reports_dir(name), paths.reports_dir("published")
     for file in ("results.csv", "run.json", "05_comparison.ipynb"):
         if not (source / file).is_file():
             raise PublishError(f"{source / file} is missing: make reports CONFIG={name} first")
     pages = fit_pages(source, PAGES)
-    kept = kept_pages(source, target)
-    for old in ("runs", "references", "figures", "attribution"):
+    explained = any(page.stem == jobs.EXPLAIN for page in pages)
+    kept = kept_pages(source, target) | (set() if explained else {f"{jobs.EXPLAIN}.html"})
+    for old in ("runs", "references", *(["attribution"] if explained else [])):
         shutil.rmtree(target / old, ignore_errors=True)
-    for old in target.glob("*.html"):
-        if old.name not in kept:
+    for old in (*target.glob("*.html"), *target.glob("figures/*.svg")):
+        if old.name not in kept and (explained or not old.name.startswith(EXPLAINING)):
             old.unlink()
     for task in CLASSES:
         for one in (*runs.all_runs(source / "runs", task), *references.all_references(source, task)):

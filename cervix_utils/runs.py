@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,7 +113,8 @@ def read(folder: Path, files: Sequence[str] = FILES[1:]) -> Run:
     """A finished run that has these ``files``; published ones lack the model. Raises RunError naming what is missing."""
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        raise RunError(f"run folder {folder} lacks {', '.join(missing)}: run the notebook that trains it")
+        remedy = "delete the folder and run" if missing == FILES[:1] else "run"  # adopted, or thinned out
+        raise RunError(f"run folder {folder} lacks {', '.join(missing)}: {remedy} the notebook that trains it")
     recipe = json.loads((folder / "recipe.json").read_text())
     history, predictions = (read_table(folder / name) for name in FILES[2:])
     return Run(folder, recipe, history, predictions)
@@ -125,34 +126,66 @@ def read_table(file: Path) -> pd.DataFrame:
     return text.apply(lambda column: column if column.name in NAMES else pd.to_numeric(column))
 
 
-def find(folder: Path, key: str) -> Run | None:
-    """The finished run in ``folder`` when it has this ``key``, else None."""
+def find(folder: Path, facts: dict, split: pd.DataFrame) -> Run | None:
+    """The finished run in ``folder`` that has the key of ``facts``, or an adopted one without `difference`; else None.
+
+    An adopted run (see ``adopting``) is whole but for its weights; its key is of another machine.
+    """
     try:
-        found = read(folder, FILES)
+        found = read(folder)
     except RunError:
         return None
-    return found if found.recipe.get("key") == key else None
+    adopted = not (folder / FILES[0]).is_file()
+    same = not difference(found, facts, split) if adopted else found.recipe.get("key") == facts["key"]
+    return found if same else None
+
+
+def difference(run: Run, facts: dict, split: pd.DataFrame) -> str:
+    """What sets a run apart from the one that ``facts`` would train on ``split``; empty where nothing does.
+
+    Compared: every field of the recipe (one that the run does not know counts as off: False or 0), the initial weights by
+    their description, the data by fingerprint, group, part and label of every image. Not compared: device, arithmetic,
+    thread count, versions and code, which recipe.json records in part.
+    """
+    names = [one.name for one in fields(Recipe) if one.name != "weights"]
+    today = json.loads(json.dumps({name: facts[name] for name in (*names, "initialisation")}))  # tuples become lists
+    if other := [name for name, value in today.items() if run.recipe.get(name, 0) != value]:
+        return "; ".join(
+            f"{name}: published {run.recipe.get(name, 'without it')}, today {today[name]}" for name in other
+        )
+    old, data = run.recipe.get("data_fingerprint"), facts["data_fingerprint"]
+    if old != data:
+        return f"data_fingerprint: published {old}, today {data}"
+    changed = max(len(split), len(run.predictions)) - len(split.merge(run.predictions, on=NAMES))
+    return f"split: {changed} of {len(split)} images have another group, part or label today" if changed else ""
+
+
+def described(recipe: Recipe, split: pd.DataFrame) -> dict:
+    """The recipe's fields with the initial weights in words (``initialisation``) and the fingerprint of the data."""
+    from cervix_utils import networks  # here: the reader of runs and the publisher start without PyTorch
+
+    words = networks.describe_weights(recipe.weights, recipe.architecture)
+    data = {"initialisation": words, "data_fingerprint": datasets.fingerprint(split)}
+    return {**asdict(recipe), "weights": recipe.weights if recipe.weights in ("imagenet", "none") else words, **data}
 
 
 def obtain(split: pd.DataFrame, recipe: Recipe, runs_dir: Path, device: str = "auto", precision: str = "auto") -> Run:
-    """Train, predict and keep one run folder; a finished one of the same recipe, data and code is read instead."""
-    from cervix_utils import devices, networks
+    """Train, predict and keep one run folder; a finished one of the same recipe, data and code, or adopted, is read."""
+    from cervix_utils import devices
 
     device, precision = devices.pick_device(device, precision)
     folder = folder_of(runs_dir, recipe)
-    facts = {
-        **asdict(recipe),
+    facts = described(recipe, split) | {
         "device": devices.name(device),
         "threads": devices.threads(),
         "precision": precision,
-        "initialisation": networks.describe_weights(recipe.weights, recipe.architecture),
-        "data_fingerprint": datasets.fingerprint(split),
         "parts": split["part"].value_counts().to_dict(),
     }
-    facts["weights"] = recipe.weights if recipe.weights in ("imagenet", "none") else facts["initialisation"]
     facts["key"] = key(facts, split)
-    if found := find(folder, facts["key"]):
-        print(f"{recipe.name}  read from a finished run of the same recipe, data and code", flush=True)
+    if found := find(folder, facts, split):
+        own = found.recipe["key"] == facts["key"]
+        kind = "read from a finished run of the same recipe, data and code"
+        print(f"{recipe.name}  {kind if own else 'adopted: trained elsewhere, read without its weights'}", flush=True)
         return found
     from cervix_utils import learners, training  # here: where finished runs are read fastai is not needed
 

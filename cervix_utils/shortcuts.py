@@ -1,11 +1,12 @@
 """What a trained network still knows when the nucleus, the cell or the background of a Herlev image is blanked."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cervix_utils import images, metrics, references, runs
+from cervix_utils import images, metrics, paths, references, runs
 from cervix_utils.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -64,11 +65,21 @@ def without_mask(split: pd.DataFrame) -> pd.Series:
 
 
 def predict_all(
-    run: runs.Run, split: pd.DataFrame, recipe: Recipe, device: str, precision: str
+    run: runs.Run, split: pd.DataFrame, recipe: Recipe, device: str, precision: str, report_dir: Path
 ) -> dict[str, pd.DataFrame]:
-    """Predictions of a finished run with ``nothing`` blanked (its own) and each of ``REGIONS``, on the same images."""
-    model = runs.load_model(run, device)
-    found = {region: predict_blanked(model, split, recipe, precision, region) for region in REGIONS}
+    """Predictions of a finished run with ``nothing`` blanked (its own) and each of ``REGIONS``, on the same images.
+
+    Each region's are kept as a reference of ``report_dir``; those of an adopted run, which has no weights, are read there.
+    """
+    place = (recipe.protocol, recipe.fold)
+    names = {region: f"{recipe.pipeline}_without_{region}" for region in REGIONS}
+    files = {region: paths.reference_file(report_dir, recipe.task, name, *place) for region, name in names.items()}
+    if (run.folder / runs.FILES[0]).is_file() or not all(file.is_file() for file in files.values()):
+        model = runs.load_model(run, device)
+        for region, name in names.items():
+            table = predict_blanked(model, split, recipe, precision, region)
+            references.write(report_dir, recipe.task, name, *place, table)
+    found = {region: references.read(file).test for region, file in files.items()}
     seen = run.test["id"].isin(found["nucleus"]["id"])
     return {"nothing": run.test[seen].reset_index(drop=True), **found}
 

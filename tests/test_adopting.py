@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cervix_utils import adopting, datasets, jobs, networks, paths, recipes, references, runs, splits
+from cervix_utils import adopting, datasets, jobs, learners, networks, paths, recipes, references, runs, splits
 
 ASKED = {"data_root": "", "valid_fraction": 0.4}  # of a few images a small share holds no image of some class
 
@@ -65,9 +65,30 @@ def test_a_published_run_of_todays_recipe_is_adopted_with_its_references(evaluat
     assert capsys.readouterr().out.splitlines() == [f"{name}  adopted" for name in names]
     found, against = references.everything(tmp_path / "demo")  # as notebooks 5 and 6 see them
     assert [one.name for one in (*found, *against)] == names
-    assert runs.find(found[0].folder, "abc") is None  # without weights its fold is trained again when asked for
     assert adopting.adopt("demo", asked) == []
     assert capsys.readouterr().out.splitlines() == [f"{name}  not adopted: one is there already" for name in names]
+
+
+def test_an_adopted_run_is_read_by_the_notebook_of_its_fold_as_long_as_nothing_differs(
+    evaluation, tmp_path, tiny_demo, monkeypatch, capsys
+):
+    evaluation()
+    adopting.adopt("demo", ASKED)
+    settings = jobs.plan("demo", ASKED)[0] | {"protocol": "paper", "fold": 0}
+    recipe = recipes.herlev(settings, "combined")
+    table = splits.with_groups(datasets.load(settings["data_root"], "herlev")[0], recipe.phash_distance)
+    split = splits.assign_parts(table, "herlev", "paper", 0, recipe.n_folds, recipe.valid_fraction, recipe.seed)
+    capsys.readouterr()
+    run = runs.obtain(split, recipe, tmp_path / "demo" / "runs", "cpu")
+    assert run.recipe["key"] == "abc" and (run.test["p_normal"] == 0.2).all()
+    said = "herlev combined paper-0  adopted: trained elsewhere, read without its weights\n"
+    assert capsys.readouterr().out == said
+    with pytest.raises(runs.RunError, match=r"paper-0 lacks model.safetensors: delete the folder and run the notebook"):
+        runs.load_model(run)
+    monkeypatch.setattr(learners, "build", lambda *_: 1 / 0)  # it would be trained
+    for other, parts in ((replace(recipe, lr=0.5), split), (recipe, split.assign(part=split["part"][::-1].to_numpy()))):
+        with pytest.raises(ZeroDivisionError):
+            runs.obtain(parts, other, tmp_path / "demo" / "runs", "cpu")
 
 
 def test_a_field_that_an_old_recipe_lacks_counts_as_off(evaluation):

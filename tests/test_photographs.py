@@ -136,7 +136,9 @@ def test_a_run_that_names_none_rightly_or_saw_other_data_is_refused(run, tiny_de
 def test_a_run_without_its_network_is_named(run, tiny_demo, tmp_path):
     for name in runs.FILES[1:]:
         (tmp_path / name).write_bytes((run.folder / name).read_bytes())
-    with pytest.raises(runs.RunError, match=r"lacks model.safetensors: run the notebook that trains it"):
+    with pytest.raises(
+        runs.RunError, match=r"lacks model.safetensors: delete the folder and run the notebook that trains it"
+    ):
         photographs.explain(tmp_path, str(tiny_demo), 0, "cpu")
     with pytest.raises(runs.RunError, match=r"lacks recipe.json"):
         photographs.explain(tmp_path / "nowhere", str(tiny_demo), 0, "cpu")

@@ -1,6 +1,7 @@
 """What may be shared of a report: numbers, drawn figures and pages; and that the published numbers follow from it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -111,6 +112,24 @@ def test_pages_of_adopted_folds_stay_and_others_go(report, tmp_path):
         made = (tmp_path / "toy" / "05_comparison").with_suffix(suffix).read_text()
         (tmp_path / "toy" / page).with_suffix(suffix).write_text(made)
     assert published_again() == {page} and (target / page).read_text() == "05_comparison"
+
+
+def test_a_report_without_notebook_4_leaves_the_published_explanations(report, tmp_path):
+    folder = report()
+    target = publishing.publish("toy")
+    for name in ("attribution-nulls", "photographs-mean-maps", "reliability"):
+        (target / "figures" / f"{name}.svg").write_text("old")
+    for suffix in (".html", ".ipynb"):
+        (folder / "04_explainability").with_suffix(suffix).unlink()
+    (target / "04_explainability.html").write_text("old")
+    shutil.rmtree(folder / "attribution")
+    publishing.publish("toy")
+    assert (target / "04_explainability.html").read_text() == "old"
+    assert all((target / name).is_file() for name in EXPLAINED)
+    assert {file.stem for file in target.glob("figures/*")} == {"attribution-nulls", "photographs-mean-maps", "leakage"}
+    book = nbformat.read(paths.NOTEBOOKS / "04_explainability.ipynb", as_version=4)
+    tags = [tag for cell in book.cells for tag in cell.metadata.get("tags", []) if tag.startswith("figure-")]
+    assert tags and all(tag.removeprefix("figure-").startswith(publishing.EXPLAINING) for tag in tags)
 
 
 def test_numbers_figures_and_pages_are_copied_and_models_and_maps_stay(report, tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +152,13 @@ def test_remains_of_a_killed_process_do_not_stand_in_the_way(tmp_path, model):
 @pytest.mark.parametrize("name", runs.FILES)
 def test_a_missing_file_is_named_and_the_run_is_not_found(tmp_path, model, name):
     folder = runs.write(tmp_path / "paper-1", model, RECIPE, HISTORY, predictions()).folder
-    assert runs.find(folder, "abc").recipe["key"] == "abc"
-    assert runs.find(folder, "other") is None
+    facts = {one.name: "other" for one in fields(recipes.Recipe)} | {"initialisation": "", "data_fingerprint": ""}
+    assert runs.find(folder, facts | {"key": "abc"}, predictions()).recipe["key"] == "abc"
+    assert runs.find(folder, facts | {"key": "other"}, predictions()) is None
     (folder / name).unlink()
-    assert runs.find(folder, "abc") is None
-    with pytest.raises(runs.RunError, match=rf"paper-1 lacks {name}: run the notebook"):
+    assert runs.find(folder, facts | {"key": "abc"}, predictions()) is None
+    remedy = "delete the folder and run the notebook" if name == "model.safetensors" else "run the notebook"
+    with pytest.raises(runs.RunError, match=rf"paper-1 lacks {name}: {remedy}"):
         runs.load_model(runs.read(folder))
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cervix_utils import config, metrics, plots, recipes, runs, shortcuts, training
+from cervix_utils import config, metrics, paths, plots, recipes, runs, shortcuts, training
 from cervix_utils.datasets import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -149,16 +149,27 @@ def test_a_finished_run_is_read_and_nothing_blanked_is_its_own_table(split, reci
     torch.manual_seed(0)
     own = recipe.__class__(**(vars(recipe) | {"pipeline": pipeline}))
     model = networks.network("resnet18", own.head, losses.n_outputs(pipeline, 5)).eval()
+    model.fc[-1].weight.data *= 1000  # so that blanks count in the five decimals that are kept
     predictions = training.predict(model, split, own, "float32")
     run = runs.write(tmp_path / "run", model, vars(own), pd.DataFrame({"epoch": [1]}), predictions)
     split.loc[9, "mask"] = ""
-    found = shortcuts.predict_all(run, split, own, "cpu", "float32")
+    found = shortcuts.predict_all(run, split, own, "cpu", "float32", tmp_path)
+    kept = [paths.reference_file(tmp_path, "herlev", f"{pipeline}_without_{r}", "paper", 0) for r in shortcuts.REGIONS]
+    assert all(file.is_file() for file in kept)
     assert list(found) == ["nothing", *shortcuts.REGIONS]
     assert all(table["id"].tolist() == [f"i{k}" for k in range(4, 9)] for table in found.values())
     assert not found["cell"]["score"].equals(found["nothing"]["score"])
     monkeypatch.setattr(shortcuts, "blank", lambda pixels, masks, region: pixels)
-    same = shortcuts.predict_all(run, split, own, "cpu", "float32")["nucleus"]
+    same = shortcuts.predict_all(run, split, own, "cpu", "float32", tmp_path)["nucleus"]
     pd.testing.assert_frame_equal(same, found["nothing"], rtol=0, atol=1e-4)
+    (run.folder / "model.safetensors").unlink()  # an adopted run
+    monkeypatch.setattr(shortcuts, "predict_blanked", None)
+    read = shortcuts.predict_all(run, split, own, "cpu", "float32", tmp_path)
+    assert list(read) == list(found)
+    pd.testing.assert_frame_equal(read["nucleus"], same)
+    kept[0].unlink()
+    with pytest.raises(runs.RunError, match=r"lacks model.safetensors: delete the folder and run the notebook"):
+        shortcuts.predict_all(run, split, own, "cpu", "float32", tmp_path)
 
 
 # Numbers, chance, words and the figure
