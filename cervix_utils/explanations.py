@@ -52,8 +52,10 @@ def choose(run: runs.Run, cells: pd.DataFrame, n: int, seed: int, device: str = 
     """A seeded choice of at most ``n`` test cells of ``run``, as many of each class as can be, sorted by severity.
 
     Cells with a usable mask where there are any; without one the pictures can still be explained, the shares cannot.
-    Raises AttributionError where the table holds no test image of the run.
+    Raises AttributionError where ``n`` is 0 or the table holds no test image of the run.
     """
+    if not n:
+        raise attribution.AttributionError("attribution_images is 0, so there is nothing to explain: give 1 or more")
     test = run.test.merge(cells[["id", "path", "mask", "severity", "original"]], on="id")
     if test.empty:
         raise attribution.AttributionError(f"{run.name}: none of its test images is in this data: give the data it saw")

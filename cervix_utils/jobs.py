@@ -42,14 +42,13 @@ def plan(name: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         raise ValueError(
             f"herlev_folds: {wrong} do not exist; with herlev_n_folds {settings['herlev_n_folds']} they start at 0"
         )
-    if settings["attribution_pipeline"] not in settings["herlev_pipelines"]:
-        raise ValueError(f"attribution_pipeline: {settings['attribution_pipeline']} is not among herlev_pipelines")
-    first = {"protocol": settings["herlev_protocols"][0], "fold": settings["herlev_folds"][0]}
-    seen = [settings["colposcopy_recipes"][-1], settings["colposcopy_protocols"][0], settings["colposcopy_folds"][0]]
-    first["photographs_run"] = "{}/{}-{}".format(*seen)
     parts = {"01_data_exploration": {}, "05_comparison": {}, "06_calibration": {}}
     if settings["attribution_images"]:
-        parts[EXPLAIN] = first
+        if settings["attribution_pipeline"] not in settings["herlev_pipelines"]:
+            raise ValueError(f"attribution_pipeline: {settings['attribution_pipeline']} is not among herlev_pipelines")
+        parts[EXPLAIN] = {"protocol": settings["herlev_protocols"][0], "fold": settings["herlev_folds"][0]}
+        seen = [settings[f"colposcopy_{key}"] for key in ("recipes", "protocols", "folds")]
+        parts[EXPLAIN]["photographs_run"] = f"{seen[0][-1]}/{seen[1][0]}-{seen[2][0]}"
     for stem, task in ((COLPOSCOPY, "colposcopy"), (HERLEV, "herlev")):
         for protocol in settings[f"{task}_protocols"]:
             parts |= {f"{stem}_{protocol}-{f}": {"protocol": protocol, "fold": f} for f in settings[f"{task}_folds"]}

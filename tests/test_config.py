@@ -159,7 +159,8 @@ def test_plan_has_one_job_a_notebook_protocol_and_fold_with_its_parameters(setti
     assert (found[jobs.EXPLAIN]["protocol"], found[jobs.EXPLAIN]["fold"]) == ("paper", 0)
     assert found[jobs.EXPLAIN]["photographs_run"] == "modern/grouped-0"
     assert {values["report_name"] for values in found.values()} == {"demo"}
-    without = jobs.plan("demo", settings | asked | {"attribution_images": 0})[1]
+    asked |= {"attribution_images": 0, "herlev_pipelines": ["regression"]}  # without the pipeline to be explained
+    without = jobs.plan("demo", settings | asked)[1]
     assert list(without) == sorted(expected - {jobs.EXPLAIN})
 
 

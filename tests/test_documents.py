@@ -289,6 +289,9 @@ def test_items_name_known_fields_and_every_fact_is_used(report, tables):
 def test_facts_are_those_of_the_splits(report, tables):
     study = documents.gather(report, settings_of(), tables)
     facts = checklists.facts(study)
+    assert facts["attribution"].startswith("Integrated Gradients")
+    without = study | {"settings": study["settings"] | {"attribution_images": 0}}
+    assert checklists.facts(without)["attribution"].startswith(f"{checklists.MISSING}: the report has no notebook 4")
     assert study["settings"]["data_root"] == "data"  # no folder of this machine
     for own in study["tasks"].values():
         for protocol, split in own["splits"].items():

@@ -75,6 +75,8 @@ def test_all_test_images_are_chosen_where_more_are_asked_for(cells):
     run = run_of(cells)
     masked = set(cells.loc[cells["mask"] != "", "id"])
     assert set(explanations.choose(run, cells, 1000, 0).table["id"]) == set(run.test["id"]) & masked
+    with pytest.raises(attribution.AttributionError, match=r"attribution_images is 0.*give 1 or more"):
+        explanations.choose(run, cells, 0, 0)
 
 
 def test_cells_with_a_mask_go_first(cells):
