@@ -98,11 +98,7 @@ def git(*arguments):
 def test_no_data_weights_or_pickles_in_git():
     files = git("ls-files").split()
     assert not [f for f in files if re.search(r"\.(bmp|jpe?g|tiff?|pth|pt|pkl|safetensors|npz|npy)$", f, re.IGNORECASE)]
-    # a published page draws a point for every test image of every pipeline and protocol
-    limits = {f: 2_000_000 if re.fullmatch(r"reports/published/\w.*\.html", f) else 1_000_000 for f in files}
-    assert not [
-        f for f, limit in limits.items() if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > limit
-    ]
+    assert not [f for f in files if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > 1_000_000]
 
 
 def test_no_pickle_is_ever_loaded():
