@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
+from torch.backends import cudnn
 
 from cervix_utils import devices
 from cervix_utils.attribution import AttributionError
@@ -55,7 +56,8 @@ def integrated_gradients(
     if method not in RULES:
         raise AttributionError(f"unknown method '{method}' of integration: known are {', '.join(RULES)}")
     parts = []
-    with devices.autocast(pixels.device.type, precision):
+    whole = cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)  # on a GPU cuDNN takes TF32 unasked
+    with devices.autocast(pixels.device.type, precision), whole:
         for first in range(0, len(pixels), TOGETHER):
             images, origins = pixels[first : first + TOGETHER], start[first : first + TOGETHER]
             if method == "literal":

@@ -208,18 +208,20 @@ published = pytest.mark.skipif(not (PUBLISHED / "results.csv").exists(), reason=
 
 @published
 @pytest.mark.slow
-def test_published_results_follow_from_the_published_predictions():
+@pytest.mark.parametrize("folder", [PUBLISHED, PUBLISHED / "larger"], ids=lambda folder: folder.name)
+def test_published_results_follow_from_the_published_predictions(folder):
     settings = json.loads((PUBLISHED / "run.json").read_text())["configuration"]
-    found, against = references.everything(PUBLISHED)
+    found, against = references.everything(folder)
     again = metrics.results([*found, *against], settings["n_boot"], settings["seed"]).round(6)
-    kept = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str})
+    kept = pd.read_csv(folder / "results.csv", dtype={"fold": str})
     pd.testing.assert_frame_equal(again, kept, check_dtype=False, atol=2e-6, rtol=0)
 
 
 @published
 def test_published_parts_share_no_image_and_grouped_ones_no_group():
-    found = [run for task in CLASSES for run in runs.all_runs(PUBLISHED / "runs", task)]
-    assert found
+    folders = PUBLISHED / "runs", PUBLISHED / "larger" / "runs"
+    found = [run for task in CLASSES for folder in folders for run in runs.all_runs(folder, task)]
+    assert len({run.folder.parents[3] for run in found}) == len(folders)
     for run in found:
         assert not run.predictions["id"].duplicated().any()
         parts = {name: set(rows["group"]) for name, rows in run.predictions.groupby("part")}
