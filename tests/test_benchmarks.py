@@ -6,9 +6,12 @@ import re
 import time
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import sides
+from benchmarks import inner, sides
+from cervix_utils import config, datasets, recipes, splits
 
 
 def test_ratios_are_medians_of_pairs_and_not_ratios_of_medians():
@@ -61,3 +64,16 @@ def test_the_use_of_a_gpu_is_read_from_nvidia_smi_while_something_runs(tmp_path,
 def test_the_suite_for_gpus_says_that_it_was_left_out(monkeypatch, capsys):
     monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
     assert suite.gpu(1) == [] and "left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", ["paper", "grouped"])
+def test_inner_folds_hold_each_image_once_no_test_image_and_whole_groups_where_grouped(protocol):
+    cells = splits.with_groups(datasets.load("demo", "herlev")[0], 8)
+    recipe = recipes.herlev(config.validate({}, "defaults") | {"protocol": protocol, "fold": 0}, "combined")
+    whole = splits.assign_parts(cells, "herlev", protocol, 0, recipe.n_folds, recipe.valid_fraction, recipe.seed)
+    folds = inner.inner_splits(cells, recipe)
+    held = pd.concat([fold[fold["part"] == "valid"] for fold in folds])
+    assert len(folds) == inner.FOLDS and sorted(held["id"]) == sorted(whole.loc[whole["part"] != "test", "id"])
+    for fold in folds:
+        train, valid = (set(fold.loc[fold["part"] == part, "group"]) for part in ("train", "valid"))
+        assert set(fold["part"]) == {"train", "valid"} and (protocol == "paper" or not train & valid)
