@@ -1,10 +1,12 @@
-"""Configurations: flat YAML files of notebook parameters, checked against config/schema.yaml before anything runs."""
+"""Configurations: flat YAML files of notebook parameters, checked against config/schema.yaml
+first."""
 
 import ast
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import fastjsonschema
@@ -14,9 +16,11 @@ from cervix_utils import paths
 
 
 class ConfigError(ValueError):
-    """A configuration key is unknown, missing or holds a value that its schema does not allow."""
+    """Keys of a configuration are unknown or hold values that the schema does not allow; all are
+    named."""
 
 
+@cache
 def schema() -> dict[str, dict]:
     """Key -> its entry in config/schema.yaml (type, unit, default, notebooks, description)."""
     return yaml.safe_load((paths.CONFIG / "schema.yaml").read_text())["properties"]
@@ -24,77 +28,112 @@ def schema() -> dict[str, dict]:
 
 def keys_of(notebook: str) -> list[str]:
     """The parameters of one notebook, e.g. ``03_herlev_resnet101``, in schema order."""
-    return [key for key, entry in schema().items() if int(notebook[:2]) in entry["notebooks"]]
+    number = int(notebook[:2])
+    return [key for key, entry in schema().items() if number in entry["notebooks"]]
 
 
-def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise ConfigError for the first of ``keys`` that is not ``known``, naming the nearest known one."""
-    known = list(known)
-    for key in keys:
+def unknown(keys: Iterable[str], known: Iterable[str]) -> list[str]:
+    """One sentence for each of ``keys`` that is not ``known``, naming the nearest known one."""
+    known, problems = list(known), []
+    for key in map(str, keys):  # YAML keys may be numbers
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(known)}"
-            raise ConfigError(f"unknown key '{key}' in {where}: {hint}")
+            problems.append(f"unknown key '{key}': {hint}")
+    return problems
+
+
+def refuse(problems: list[str], where: str) -> None:
+    """Raise one ConfigError that lists all ``problems`` found in ``where``; do nothing where there
+    are none."""
+    if problems:
+        lines = problems if len(problems) == 1 else ["", *(f"- {problem}" for problem in problems)]
+        raise ConfigError(f"{where}: " + "\n".join(lines))
+
+
+def _problem(key: str, value: Any, entry: Mapping[str, Any]) -> str:
+    """What is wrong with one value, empty where nothing is."""
+    kind, reason = entry.get("type"), ""
+    items = value if isinstance(value, list) else [value]
+    if kind == "number" and isinstance(value, float) and not math.isfinite(value):
+        reason = "must be finite"
+    if kind != "number" and any(isinstance(item, float) for item in items):
+        reason = "must be without a decimal point"
+    try:
+        fastjsonschema.validate(dict(entry), value)
+    except fastjsonschema.JsonSchemaValueException as error:
+        reason = error.message.replace("data", "", 1).strip()
+    if not reason:
+        return ""
+    hint = " (in YAML write 1.0e-3, not 1e-3)" if kind == "number" else ""
+    allowed = entry.get("enum", kind)
+    wrong = f"key '{key}': {value!r} will not do, it {reason}"
+    return f"{wrong}; allowed: {allowed}{hint}. {entry['description']}"
+
+
+def examine(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``values`` completed with defaults, which also replace those that will not do; what is wrong,
+    one sentence a key."""
+    complete, problems = {}, unknown(values, schema())
+    for key, entry in schema().items():
+        complete[key] = values.get(key, entry["default"])
+        if problem := _problem(key, complete[key], entry):
+            complete[key] = entry["default"]
+            problems.append(problem)
+    return complete, problems
 
 
 def validate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``values`` completed with defaults, or ConfigError naming the key, what is wrong and what is allowed."""
-    entries = schema()
-    refuse_unknown(values, entries, where)
-    complete = {key: values.get(key, entry["default"]) for key, entry in entries.items()}
-    for key, value in complete.items():
-        try:
-            fastjsonschema.validate(entries[key], value)
-            if isinstance(value, float) and (entries[key].get("type") != "number" or not math.isfinite(value)):
-                raise fastjsonschema.JsonSchemaValueException(f"data must be a finite {entries[key].get('type')}")
-        except fastjsonschema.JsonSchemaValueException as error:
-            hint = " (in YAML write 1.0e-3, not 1e-3)" if "number" in str(entries[key].get("type")) else ""
-            allowed = entries[key].get("enum", entries[key].get("type"))
-            raise ConfigError(
-                f"key '{key}' in {where}: {value!r} will not do, it {error.message.replace('data', '', 1).strip()}; "
-                f"allowed: {allowed}{hint}. {entries[key]['description']}"
-            ) from None
+    """``values`` completed with defaults, or one ConfigError that says of every key what is wrong
+    with it."""
+    complete, problems = examine(values)
+    refuse(problems, where)
     return complete
 
 
-def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A YAML configuration with ``overrides`` on top, validated and complete."""
+def load(name: str) -> dict[str, Any]:
+    """``config/<name>.yaml``, validated and complete."""
+    return validate(read(name), f"{name}.yaml")
+
+
+def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What ``config/<name>.yaml`` says, with ``overrides`` on top, not checked yet. ConfigError
+    where there is no such file of keys and values."""
+    shipped = sorted(file.stem for file in paths.CONFIG.glob("*.yaml") if file.stem != "schema")
+    file = paths.CONFIG / f"{name}.yaml"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "schema" or not file.is_file():
+        raise ConfigError(f"no configuration '{name}': config/ holds {', '.join(shipped)}")
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    except FileNotFoundError:
-        known = sorted(file.stem for file in paths.CONFIG.glob("*.yaml") if file.stem != "schema")
-        raise ConfigError(f"no configuration {path}: known are {', '.join(known)}") from None
+        values = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no list of 'key: value' lines: copy one of the shipped configurations")
-    validate(values, str(path))
-    given = {key: _typed(value) for key, value in (overrides or {}).items()}
-    return validate({**values, **given}, f"{Path(path).name} with SET")
+        raise ConfigError(f"{file} holds no 'key: value' lines: copy a shipped configuration")
+    return values | {key: _typed(value) for key, value in (overrides or {}).items()}
 
 
 def _typed(value: Any) -> Any:
-    """Lists of the command line, whose items Snakemake leaves as text: ``[0, 1]`` comes as ['0', '1']."""
-    return (
-        [yaml.safe_load(item) if isinstance(item, str) else item for item in value]
-        if isinstance(value, list)
-        else value
-    )
+    """A value of the command line as YAML has it: Snakemake gives ``[0, 1]`` as ['0', '1']."""
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    plain = isinstance(value, str) and re.fullmatch(r"true|false|-?\d+", value)
+    return yaml.safe_load(value) if plain else value
 
 
 def injected(namespace: Mapping[str, Any]) -> list[str]:
-    """Names assigned by the cell that papermill injected, read from IPython's input history ``In``."""
+    """Names assigned by the cell that papermill injected, read from IPython's input history
+    ``In``."""
     cells = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
     statements = ast.parse(cells[-1]).body if cells else []
-    return [target.id for line in statements if isinstance(line, ast.Assign) for target in line.targets]
+    return [name.id for line in statements if isinstance(line, ast.Assign) for name in line.targets]
 
 
 def check(namespace: Mapping[str, Any], notebook: str) -> dict[str, Any]:
     """The parameters of a running notebook, validated; called by its setup cell with ``globals()``.
 
-    papermill only warns of a parameter that no notebook has; this stops the run (ConfigError) before it starts.
+    papermill only warns of a parameter that no notebook has; this stops the run (ConfigError).
     """
-    known = keys_of(notebook)
-    refuse_unknown(injected(namespace), known, f"the parameters of {notebook}")
-    values = validate({key: namespace[key] for key in known}, f"the parameters of {notebook}")
+    known, where = keys_of(notebook), f"the parameters of {notebook}"
+    refuse(unknown(injected(namespace), known), where)
+    values = validate({key: namespace[key] for key in known}, where)
     return {key: values[key] for key in known}

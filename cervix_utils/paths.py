@@ -1,10 +1,17 @@
-"""Every path of the project, and the only path arithmetic in it."""
+"""Every path of the project, the only path arithmetic in it, and how files are written whole or not
+at all."""
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
@@ -12,7 +19,8 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 def cache_dir() -> Path:
-    """Folder of everything that can be made again (demo pictures, tables of images): CERVIX_CACHE or .cache/."""
+    """Folder of everything that can be made again (demo, tables, squares): CERVIX_CACHE or
+    .cache/."""
     return Path(os.environ.get("CERVIX_CACHE", ROOT / ".cache"))
 
 
@@ -22,31 +30,78 @@ def reports_dir(name: str) -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """Absolute path of ``path``: as it is, else seen from the working directory, else from the repository root.
+    """Absolute ``path``: as it is, else from the working directory, else from the repository root.
 
-    Notebooks run in ``notebooks/`` under JupyterLab and nbval, and in the caller's folder under papermill.
+    Notebooks run in ``notebooks/`` under JupyterLab and nbval, in the caller's folder under
+    papermill.
     """
     path = Path(path).expanduser()
-    return path if path.is_absolute() else (path if path.exists() else ROOT / path).resolve()
+    if path.is_absolute():
+        return path
+    return (path if path.exists() else ROOT / path).resolve()
 
 
-def run_dir(runs: str | Path, task: str, pipeline: str, protocol: str, fold: int) -> Path:
-    """Folder of one trained network: ``<runs>/<task>/<pipeline>/<protocol>-<fold>``."""
-    return Path(runs) / task / pipeline / f"{protocol}-{fold}"
+def page_name(task: str, protocol: str, fold: int) -> str:
+    """``herlev-paper-0``: how the tables of one task, protocol and fold are called."""
+    return f"{task}-{protocol}-{fold}"
 
 
-def references_dir(report_dir: str | Path, task: str) -> Path:
-    """Folder of the predictions that a network's are read against: ``<report_dir>/references/<task>``."""
-    return Path(report_dir) / "references" / task
+def predictions_file(report_dir: str | Path, task: str, protocol: str, fold: int) -> Path:
+    """All predictions of one task, protocol and fold:
+    ``<report_dir>/predictions/herlev-paper-0.csv``."""
+    return Path(report_dir) / "predictions" / f"{page_name(task, protocol, fold)}.csv"
 
 
-def reference_file(report_dir: str | Path, task: str, name: str, protocol: str, fold: int) -> Path:
-    """One of them: ``<report_dir>/references/<task>/<name>/<protocol>-<fold>.csv``."""
-    return references_dir(report_dir, task) / name / f"{protocol}-{fold}.csv"
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A draft (file or folder) beside ``path`` that takes its place in one step when the block
+    ends.
+
+    Nothing is left where the block fails. A folder never replaces another: of two writers the first
+    wins.
+    """
+    draft = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        _to_disk(draft)
+        if not (draft.is_dir() and path.exists()):
+            draft.replace(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True) if draft.is_file() else None
+
+
+def _to_disk(draft: Path) -> None:
+    """Wait until the draft's files are on the disk, so that a power cut leaves none that is
+    empty."""
+    for file in filter(Path.is_file, [draft, *draft.rglob("*")]):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def digest(*content: Any) -> str:
+    """16 hexadecimal digits that change with the ``repr`` of any ``content``."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def cached(kind: str, content: Any, make: Callable[[Path], None]) -> Path:
+    """The folder of the cache that ``make(folder)`` fills, made once for each ``content``.
+
+    One process makes it while the others wait; it appears whole or not at all.
+    """
+    folder = cache_dir() / f"{kind}-{digest(content)}"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with whole(folder) as draft:
+                draft.mkdir()
+                make(draft)
+    return folder
 
 
 def public(value: Any) -> Any:
-    """``value`` fit to be mailed: in strings, at any depth, an absolute path is cut down to its last part."""
+    """``value`` fit to be mailed: in strings, at any depth, an absolute path is cut to its last
+    part."""
     if isinstance(value, Mapping):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -55,5 +110,7 @@ def public(value: Any) -> Any:
         return value
     if re.match(r"[/~]|\.\.[\\/]|[A-Za-z]:[\\/]|\\\\", text := str(value)):
         name = PureWindowsPath(text).name  # knows both kinds of slash
-        return "folder" if name in {os.environ.get(key) for key in ("USER", "LOGNAME", "USERNAME")} else name
-    return re.sub(r"(?<![\w.:/\\<])(?:~?/|[A-Za-z]:[\\/])[^\s\"'<>]*[/\\]([^\s\"'<>/\\]+)", r"\1", text)
+        users = {os.environ.get(key) for key in ("USER", "LOGNAME", "USERNAME")}
+        return "folder" if name in users else name
+    inside = r"(?<![\w.:/\\<])(?:~?/|[A-Za-z]:[\\/])[^\s\"'<>]*[/\\]([^\s\"'<>/\\]+)"
+    return re.sub(inside, r"\1", text)
