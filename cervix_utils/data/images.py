@@ -1,40 +1,44 @@
-"""One picture at a time: decode it, say what is wrong with it, bring it and its mask to a square."""
+"""One picture at a time: decode it, say what is wrong with it, make it and its mask a square."""
 
 import hashlib
-import itertools
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imagehash
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4  # palette indices of Herlev's masks; 1 rim and 0 seams count as unknown
+# palette indices of Herlev's masks; 1 rim and 0 seams count as unknown
+NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4
+# Pillow decodes these itself; an EPS, for one, would be run as a program by Ghostscript
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 
 
 def open_image(path: str | Path, least: int = 0) -> Image.Image:
-    """The decoded picture: RGB, EXIF orientation applied. Raises OSError where the file does not decode.
+    """The decoded picture: RGB, EXIF orientation applied. Raises OSError where it does not decode.
 
-    ``least``: the longer side may come smaller, down to twice this: JPEG decodes a half, quarter or eighth faster.
+    ``least``: the longer side may come smaller, down to twice this: JPEG decodes a half, quarter
+    or eighth faster.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         if least:
-            image.draft(None, [int(2 * least * side / max(image.size)) or 1 for side in image.size])
+            sides = [2 * least * side / max(image.size) for side in image.size]
+            image.draft(None, [int(side) or 1 for side in sides])
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def open_mask(path: str | Path) -> Image.Image:
-    """The mask as palette **indices** (mode ``L``: 2 nucleus, 3 cytoplasm, 4 background, else unknown)."""
-    with Image.open(path) as mask:
+    """The mask as palette **indices** (mode ``L``: 2 nucleus, 3 cytoplasm, 4 background, else
+    unknown). Raises ValueError where it has no palette."""
+    with Image.open(path, formats=FORMATS) as mask:
         if mask.mode not in ("P", "L"):
             raise ValueError(f"{path}: a mask must be an 8-bit palette image, not mode {mask.mode}")
         return Image.fromarray(np.asarray(mask))
 
 
 def inspect(path: Path) -> dict:
-    """Width, height, SHA-256 of the decoded RGB pixels and 64-bit perceptual hash, or ``reason`` it is unusable."""
+    """Width, height, SHA-256 of the decoded RGB pixels and 64-bit perceptual hash; or ``reason``
+    why it is unusable."""
     if path.stat().st_size == 0:
         return {"reason": "empty file (0 bytes)"}
     try:
@@ -51,13 +55,13 @@ def inspect(path: Path) -> dict:
 def mask_problem(mask: Path, size: tuple[int, int]) -> str:
     """Why ``mask`` cannot serve an image of ``size`` (width, height); empty where it can."""
     try:
-        indices = open_mask(mask)
+        width, height = open_mask(mask).size
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return "mask is empty, truncated or not an image"
     except ValueError:
         return "mask is not an 8-bit palette image"
-    found = "x".join(map(str, indices.size))
-    return "" if indices.size == size else f"mask is {found}, its image {'x'.join(map(str, size))}"
+    problem = f"mask is {width}x{height}, its image {size[0]}x{size[1]}"
+    return "" if (width, height) == size else problem
 
 
 def border_colour(image: Image.Image) -> tuple[int, int, int]:
@@ -67,33 +71,36 @@ def border_colour(image: Image.Image) -> tuple[int, int, int]:
     return tuple(int(value) for value in np.median(edge, axis=0))
 
 
-def frame(image: Image.Image, size: int, window: int, fill: int | tuple[int, ...], resample: int) -> np.ndarray:
-    """The square a network sees, (size, size[, 3]), never squashed, beyond the image filled with ``fill``.
+def frame(image: Image.Image, size: int, window: int, fill: int | tuple, how: int) -> np.ndarray:
+    """The square a network sees, (size, size[, 3]), never squashed, beyond the image ``fill``;
+    ``how``: a method of ``Image.Resampling``.
 
-    ``window`` 0: the whole image. Else the ``window`` x ``window`` original pixels in its middle, at the same
-    magnification for every image (0.201 um a pixel in Herlev).
+    ``window`` 0: the whole image. Else the ``window`` x ``window`` original pixels in its middle,
+    at the same magnification for every image (0.201 um a pixel in Herlev).
     """
     if window:
         canvas = Image.new(image.mode, (window, window), fill)
         canvas.paste(image, ((window - image.width) // 2, (window - image.height) // 2))
         image = canvas
-    return np.asarray(ImageOps.pad(image, (size, size), resample, fill))
+    return np.asarray(ImageOps.pad(image, (size, size), how, fill))
 
 
-def square(file: str, size: int, window: int = 0) -> np.ndarray:
-    """One picture as a square (see ``frame``), filled with its border colour: uint8 (size, size, 3), RGB."""
+def square(file: str | Path, size: int, window: int = 0) -> np.ndarray:
+    """A picture as a square (see ``frame``), filled with its border colour: uint8 (size, size, 3),
+    RGB."""
     image = open_image(file, 0 if window else size)
     return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
 
 
 def squares(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
-    """A few pictures (see ``square``), all in memory: uint8 (n, 3, size, size). Many: ``decoded.open_squares``."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(square, files, itertools.repeat(size), itertools.repeat(window))
-        return np.stack(list(found)).transpose(0, 3, 1, 2)
+    """A few pictures (see ``square``), all in memory: uint8 (n, 3, size, size). Many:
+    ``squares.open_squares``."""
+    return np.stack([square(file, size, window) for file in files]).transpose(0, 3, 1, 2)
 
 
 def square_masks(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
-    """Masks brought to the geometry of ``squares``: uint8 indices (n, size, size); the filling counts as background."""
+    """Masks in the geometry of ``squares``: uint8 indices (n, size, size); the filling counts as
+    background."""
     nearest = Image.Resampling.NEAREST
-    return np.stack([frame(open_mask(file), size, window, BACKGROUND, nearest) for file in files])
+    masks = [frame(open_mask(file), size, window, BACKGROUND, nearest) for file in files]
+    return np.stack(masks)

@@ -1,0 +1,309 @@
+"""Folders of images -> a table of the images, and one of the files not used, with reasons.
+
+Every data set is an entry of DATASETS. A further one is a module that calls ``register``, named in
+the environment variable CERVIX_PLUGINS (modules separated by commas): nothing here changes.
+"""
+
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from cervix_utils import paths
+from cervix_utils.data import demo, images
+
+TABLES = ("images.parquet", "exclusions.parquet")
+TABLE_VERSION = 1  # raised by hand when the same files shall give another table
+COLUMNS = ["id", "source", "label", "original", "severity", "name_group"]
+COLUMNS += ["width", "height", "sha256", "phash", "path", "mask"]
+TYPES = {"phash": "uint64", "severity": int, "width": int, "height": int, "path": str, "mask": str}
+SYSTEM_FILES = re.compile(r"^(\._.*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+
+
+class DataError(ValueError):
+    """A data set is unknown or cannot be used; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: where its files lie, which classes it has, how it may be used."""
+
+    name: str  # the key everywhere, the value in column `task`: "herlev"
+    title: str  # label for people: "Herlev cells"
+    noun: str  # what its images are called, plural: "cells"
+    folders: tuple[str, ...]  # names that its folder under the data root may have, lower case
+    classes: tuple[str, ...]  # labels, in order
+    place: Callable[[tuple[str, ...]], tuple[str, str | None]]  # a file's folders -> source, class
+    example: str  # what a file is expected to look like, for messages
+    show_key: str  # the parameter that allows its pictures in pages
+    citation: str
+    terms: str
+    ordered: bool = False  # whether classes are grades of severity 1..k, the first one normal
+    labels: Mapping[str, str] = field(default_factory=dict)  # class of a folder -> its label
+    name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
+    masks: bool = False  # whether a file NAME-d is the mask of the image NAME
+    test_fraction: float | None = None  # of a repeated random split; None: cross-validation
+    published: Mapping[str, int] = field(default_factory=dict)  # published number of images
+    published_by: str = "original"  # the column that `published` counts by
+
+    @property
+    def originals(self) -> tuple[str, ...]:
+        """Classes as the folders name them (Herlev's seven), in order."""
+        return tuple(self.labels) or self.classes
+
+
+DATASETS: dict[str, Dataset] = {}
+
+
+def register(dataset: Dataset) -> None:
+    """Add a data set to DATASETS, in the place of one with the same name.
+
+    ``place`` gives the source (the data set's name where there is only one) and the class that a
+    file's folders name: "" for an unlabelled image, None (or any other word) where it is unknown.
+    """
+    if not dataset.name.isidentifier():
+        raise DataError(f"data set '{dataset.name}': its name must be of letters, digits and _")
+    if strange := set(dataset.labels.values()) - set(dataset.classes):
+        raise DataError(f"data set '{dataset.name}': {strange} are labels, but no classes of it")
+    DATASETS[dataset.name] = dataset
+
+
+def get(task: str) -> Dataset:
+    """The data set of a task; DataError where there is none of that name."""
+    if task not in DATASETS:
+        raise DataError(f"unknown data set '{task}': known are {', '.join(DATASETS)}")
+    return DATASETS[task]
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(file for file in root.rglob("*") if file.is_file())
+
+
+def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every file under ``root`` -> (table of usable images, table of files not used).
+
+    Table: id, source, label (one of the classes; empty: unlabelled), original (class of the
+    folder), severity (1..k where classes are ordered, else 0), name_group (what the file name says
+    of the group; empty: nothing), width, height (pixels), sha256 (of decoded pixels), phash (64
+    bits), path, mask (empty: none). Sorted by id.
+    Exclusions: file (relative to ``root``), reason. Raises DataError where no image, or none of a
+    class that has files, is usable.
+    """
+    rows, masks, reasons = _sort_files(root, dataset)
+    with ThreadPoolExecutor() as pool:
+        contents = pool.map(images.inspect, [row["path"] for row in rows])
+        rows = [row | content for row, content in zip(rows, contents)]
+    _refuse_twins(rows, root, reasons)
+    _attach_masks(rows, masks, reasons)
+    used = [row for row in rows if row["path"] not in reasons]
+    table = pd.DataFrame(used, columns=COLUMNS).sort_values("id", ignore_index=True).astype(TYPES)
+    left = [(str(file.relative_to(root)), reasons[file]) for file in sorted(reasons)]
+    exclusions = pd.DataFrame(left, columns=["file", "reason"], dtype=str)
+    seen = {row["original"] for row in rows}
+    _refuse_broken(root, dataset, table, exclusions["reason"], seen)
+    return table, exclusions
+
+
+def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Path, str]]:
+    """Rows of images; masks by class and stem; reasons of the files that are neither."""
+    rows, masks, reasons = [], {}, {}
+    grades = {name: grade for grade, name in enumerate(dataset.classes, 1) if dataset.ordered}
+    for file in _files(root):
+        folders = file.relative_to(root).parts[:-1]
+        source, original = dataset.place(folders)
+        original = original if original in ("", *dataset.originals) else None
+        if SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
+            reasons[file] = "system file, not an image"
+        elif dataset.masks and file.stem.lower().endswith("-d"):
+            if masks.setdefault((original, file.stem[:-2]), file) != file:
+                reasons[file] = "second mask of the same image"
+        elif original is None:
+            classes = ", ".join(dataset.originals)
+            reasons[file] = f"unknown class: no folder of its path names one of {classes}"
+        else:
+            names = ("" if source == dataset.name else source, original, file.stem)
+            name = "/".join(filter(None, names))
+            label = dataset.labels.get(original, original)
+            row = {"id": name, "source": source, "label": label, "original": original, "path": file}
+            group = dataset.name_group(file.stem)
+            rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
+    rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
+    return rows, masks, reasons
+
+
+def _refuse_twins(rows: list[dict], root: Path, reasons: dict[Path, str]) -> None:
+    """Reasons of the images that do not decode, or whose id or pixels an earlier image has."""
+    first = {}
+    for row in rows:
+        name, content = row["id"], row.get("sha256")
+        if "reason" in row:
+            reasons[row["path"]] = row["reason"]
+        elif twin := first.get(name) or first.get(content):
+            reasons[row["path"]] = f"same id or same pixels as {twin.relative_to(root)}"
+        else:
+            first[name] = first[content] = row["path"]
+
+
+def _attach_masks(rows: list[dict], masks: dict, reasons: dict[Path, str]) -> None:
+    """Give each used row its ``mask`` (empty: none that fits); reasons of the other masks.
+
+    A mask lies in a folder of the image's class, or of no class.
+    """
+    unused = {row["path"].stem for row in rows if row["path"] in reasons}
+    for row in rows:
+        if row["path"] not in reasons:
+            stem = row["path"].stem
+            mask = masks.pop((row["original"], stem), None) or masks.pop((None, stem), "")
+            problem = images.mask_problem(mask, (row["width"], row["height"])) if mask else ""
+            row["mask"] = "" if problem else mask
+            if problem:
+                reasons[mask] = problem
+    for (_, stem), mask in masks.items():
+        why = "of an image that is not used" if stem in unused else "without image"
+        reasons[mask] = f"mask {why}"
+
+
+def _refuse_broken(root: Path, dataset: Dataset, table, reasons: pd.Series, seen: set[str]) -> None:
+    """Raise DataError where no image is usable, or none of a class ``seen`` in the folders."""
+    why = reasons.str.replace(r"[:(].*", "", regex=True).value_counts().to_dict() or ""
+    if table.empty:
+        count = f"no usable image among {len(reasons)} files {why}"
+        raise DataError(f"{root}: {count}; expected files such as {dataset.example} (see README)")
+    for name in sorted(seen - set(table["original"]) - {""}):
+        raise DataError(f"{root}: every image of class '{name}' is unusable {why}: unpack again")
+
+
+def find(data_root: str, task: str, seed: int = 0) -> Path:
+    """Folder of a data set. ``data_root``: ``demo`` (drawn), a folder, or '' for CERVIX_DATA.
+
+    Raises DataError where the folder is missing, empty, or holds no such data set.
+    """
+    dataset, value = get(task), data_root or os.environ.get("CERVIX_DATA", "")
+    if not value:
+        raise DataError("data_root is empty: give DATA=/path or set the variable CERVIX_DATA")
+    root = demo.folder_of(seed) if data_root == "demo" else paths.resolve(value)
+    if not root.is_dir():
+        raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
+    content = sorted(root.iterdir())
+    for folder in content:
+        if folder.is_dir() and folder.name.lower() in dataset.folders:
+            return folder
+    names = ", ".join(path.name for path in content[:8]) or "nothing"
+    missing = f"no folder '{dataset.folders[0]}' (found: {names})"
+    raise DataError(f"data root {root} holds {missing}; see README, Data, for the layout")
+
+
+def state(data_root: str, task: str, seed: int = 0) -> str:
+    """16 hexadecimal digits that change with the name, size or time of a file of a data set.
+
+    They also change with what its entry in DATASETS says of the files. No file is opened.
+    """
+    root, dataset = find(data_root, task, seed), get(task)
+    entries = [(TABLE_VERSION, dataset.classes, dict(dataset.labels), dataset.masks)]
+    for file in _files(root):
+        relative, stat = file.relative_to(root), file.stat()
+        said = (dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
+        entries.append((str(relative), stat.st_size, stat.st_mtime_ns, said))
+    return paths.digest(entries)
+
+
+def load(data_root: str, task: str, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(table, exclusions) of a data set, see ``read``; kept until its ``state`` changes.
+
+    Raises DataError as ``find`` and ``read`` do, or where the kept table is damaged.
+    """
+    root, dataset = find(data_root, task, seed), get(task)
+
+    def make(folder: Path) -> None:
+        for name, table in zip(TABLES, read(root, dataset)):
+            table.to_parquet(folder / name)
+
+    folder = paths.cached("table", (str(root), task, state(data_root, task, seed)), make)
+    try:
+        table, exclusions = (pd.read_parquet(folder / name) for name in TABLES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} is damaged: delete that folder ({error})") from error
+    return table, exclusions
+
+
+def fingerprint(table: pd.DataFrame) -> str:
+    """12 hexadecimal digits that change with any id, label or pixel of the table."""
+    text = table[["id", "label", "sha256"]].to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+NORMAL = ("normal_superficiel", "normal_intermediate", "normal_columnar")
+ABNORMAL = ("light_dysplastic", "moderate_dysplastic", "severe_dysplastic", "carcinoma_in_situ")
+# folders (Herlev's own spelling) -> labels, severity 1..5 (paper H, section 3.1)
+HERLEV = dict.fromkeys(NORMAL, "normal") | {name: name for name in ABNORMAL}
+
+
+def herlev_class(folder: str) -> str | None:
+    """Herlev's class for the name of a folder: plain, numbered (``1_normal_superficiel``), in any
+    case, or in English spelling."""
+    plain = re.sub(r"^\d+[\s_.-]*", "", folder.strip().lower())
+    plain = re.sub(r"[\s-]+", "_", plain).replace("superficial", "superficiel")
+    return plain if plain in HERLEV else None
+
+
+def herlev_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
+    """(source, class) of a file: the nearest of its folders that names a class."""
+    names = map(herlev_class, reversed(folders))
+    return "herlev", next(filter(None, names), None)
+
+
+def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
+    """(source, type) from folders such as ``train/train/Type_1`` or
+    ``additional_Type_2_v2/Type_2``. ``test`` is unlabelled."""
+    path = f"/{'/'.join(folders).lower()}/"
+    source = next((name for name in ("additional", "test") if f"/{name}" in path), "train")
+    types = re.findall(r"/(type_[123])(?=/)", path)
+    label = types[-1].capitalize() if types else None
+    return source, "" if source == "test" else label
+
+
+CELLS = Dataset(
+    name="herlev",
+    title="Herlev cells",
+    noun="cells",
+    folders=("herlev", "smear2005"),
+    classes=tuple(dict.fromkeys(HERLEV.values())),
+    ordered=True,
+    place=herlev_place,
+    example="normal_superficiel/NAME.BMP",
+    show_key="show_cells",
+    citation="Jantzen, Norup, Dounias, Bjerregaard: Pap-smear benchmark data, NiSIS 2005",
+    terms="no licence is shown: cite the paper, do not redistribute",
+    labels=HERLEV,
+    name_group=lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else "",  # the slide
+    masks=True,
+    published=dict(zip(HERLEV, (74, 70, 98, 182, 146, 197, 150))),
+)
+PHOTOGRAPHS = Dataset(
+    name="colposcopy",
+    title="MobileODT photographs",
+    noun="photographs",
+    folders=("mobileodt", "intel-mobileodt-cervical-cancer-screening"),
+    classes=("Type_1", "Type_2", "Type_3"),
+    place=colposcopy_place,
+    example="train/Type_1/N.jpg",
+    show_key="show_photographs",
+    citation="Intel & MobileODT Cervical Cancer Screening, Kaggle 2017",
+    terms="competition rules: do not redistribute; genital images",
+    test_fraction=0.3,  # paper C, Table 1
+    published={"train": 1481, "additional": 6734, "test": 512},  # the competition's data page
+    published_by="source",
+)
+register(CELLS)
+register(PHOTOGRAPHS)
+for _module in re.findall(r"[\w.]+", os.environ.get("CERVIX_PLUGINS", "")):
+    try:
+        importlib.import_module(_module)
+    except ImportError as error:
+        raise DataError(f"CERVIX_PLUGINS names '{_module}', which fails: {error}") from error
