@@ -1,0 +1,169 @@
+"""Train a Learner as its recipe says, with progress; predict with views of a test image
+averaged."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+from torch import nn
+
+from cervix_utils.data import squares, tables
+from cervix_utils.training import learners, losses, networks, recipes
+from cervix_utils.training.learners import StudyLearner
+from cervix_utils.training.recipes import Recipe
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the epoch with the lowest validation loss and puts them back at the end.
+
+    In memory: fastai's SaveModelCallback writes a pickle and loads it without weights_only.
+    """
+
+    order = 60  # after the Recorder
+
+    def before_fit(self):
+        self.lowest, self.state = np.inf, None
+
+    def after_epoch(self):
+        loss = self.recorder.values[-1][1]
+        if loss < self.lowest:
+            self.lowest, self.learn.epoch_kept = loss, self.epoch + 1
+            state = self.model.state_dict()
+            self.state = {key: value.detach().clone() for key, value in state.items()}
+
+    def after_fit(self):
+        if self.state:
+            self.model.load_state_dict(self.state)
+
+
+class EpochLine(Callback):
+    """One line an epoch, for logs and reports: losses, accuracy, seconds so far and to come."""
+
+    order = 65
+
+    def __init__(self, name: str):
+        self.title = name
+
+    def before_fit(self):
+        self.start = time.perf_counter()
+
+    def after_epoch(self):
+        train, valid, accuracy = self.recorder.values[-1]
+        spent, done = time.perf_counter() - self.start, (self.epoch + 1) / self.n_epoch
+        to_go = spent * (1 - done) / done
+        print(
+            f"{self.title}  epoch {self.epoch + 1}/{self.n_epoch}  train {train:.3f}  "
+            f"valid {valid:.3f}  accuracy {accuracy:.3f}  {spent:.0f} s, {to_go:.0f} s to go",
+            flush=True,
+        )
+
+
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """PyTorch on this many threads: sums, and so results, depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit(learn: StudyLearner, recipe: Recipe) -> None:
+    """Train as the recipe says: fastai's bars in JupyterLab, one line an epoch elsewhere.
+
+    Deterministic on a CPU, however many trainings run side by side and whatever was shown before.
+    Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before),
+    ``learn.epoch_kept`` (from 1) and ``learn.seconds``. FloatingPointError where the loss diverges.
+    """
+    untouched = learn.opt is None  # fastai makes the optimiser when a Learner is first fitted
+    callbacks = [KeepBest()] if recipe.selection == "best" else []
+    in_jupyterlab = "JPY_SESSION_NAME" in os.environ
+    start, rates = time.perf_counter(), slice(recipe.lr, recipe.lr * recipe.head_factor)
+    learn.epoch_kept = recipe.epochs
+    with ExitStack() as stack:
+        stack.enter_context(on_threads(recipe.threads))
+        if not in_jupyterlab:
+            callbacks.append(EpochLine(recipe.name))
+            stack.enter_context(learn.no_bar())
+            stack.enter_context(learn.no_logging())
+        set_seed(recipe.seed, reproducible=True)
+        learn.dls.train.rng.seed(recipe.seed)  # each batch that was looked at has moved it
+        if recipe.schedule == "one-cycle":
+            learn.fit_one_cycle(recipe.epochs, lr_max=rates, cbs=callbacks)
+        else:
+            learn.fit(recipe.epochs, lr=rates, cbs=callbacks)
+    if not np.isfinite(learn.recorder.losses).all():
+        raise FloatingPointError(
+            f"{recipe.name}: the training loss became infinite or NaN: lower the rate"
+        )
+    learn.fitted_as = recipe if untouched else None
+    learn.seconds = time.perf_counter() - start
+
+
+def history(learn: StudyLearner) -> pd.DataFrame:
+    """epoch, train_loss, valid_loss, accuracy of the last fit; no rows before the first."""
+    values = list(getattr(learn.recorder, "values", []))
+    table = pd.DataFrame(values, columns=["train_loss", "valid_loss", "accuracy"])
+    table.insert(0, "epoch", range(1, len(table) + 1))
+    return table
+
+
+def views(pictures: torch.Tensor, number: int) -> list[torch.Tensor]:
+    """``number`` (1, 2, 4, 8) of the flips and quarter turns of ``pictures`` (n, 3, s, s), itself
+    first."""
+    flips = [(), (3,), (2,), (2, 3)]
+    turned = [pictures, pictures.transpose(2, 3)]
+    seen = [side.flip(axes) if axes else side for side in turned for axes in flips]
+    return seen[:number]
+
+
+@torch.inference_mode()
+def probabilities(
+    model: nn.Module, pictures, recipe: Recipe, number: int, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Class probabilities (n, n_classes) or scores (n, 1), averaged over ``number`` views.
+
+    ``pictures``: uint8 (n, 3, s, s), all or some ``rows``. In the recipe's precision and threads.
+    """
+    rows = np.arange(len(pictures)) if rows is None else rows
+    model = networks.fold_batch_norms(model)
+    device = next(model.parameters()).device
+    precision = learners.pick_precision(recipe.precision, device.type)
+    classes, batches = len(recipe.classes), []
+    mean, std = (
+        torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (recipe.mean, recipe.std)
+    )
+    with on_threads(recipe.threads):
+        for some in np.split(rows, range(64, len(rows), 64)):
+            batch = (torch.from_numpy(pictures[some]).to(device) / 255 - mean) / std
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            with learners.autocast(device.type, precision):
+                raw = [model(view).float() for view in views(batch, number)]
+            answers = [r if r.shape[1] == 1 else losses.probabilities(r, classes) for r in raw]
+            batches.append(torch.stack(answers).mean(dim=0).cpu())
+    return torch.cat(batches).numpy()
+
+
+def predict(model: nn.Module, split: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """id, group, part, label, p_<class>..., score (graded tasks, 1..k), one row an image of
+    ``split``.
+
+    Test and validation images are averaged over the recipe's views, training images are seen once.
+    Regression has no probabilities: its p_ columns are empty.
+    """
+    table = split.reset_index(drop=True)
+    width = losses.n_outputs(recipes.pipeline_of(recipe.pipeline).loss, len(recipe.classes))
+    columns = 1 if width == 1 else len(recipe.classes)
+    values = np.zeros((len(table), columns), dtype=np.float32)
+    pictures = squares.open_squares(table, recipe.image_size, recipe.window)
+    for part, rows in table.groupby("part").indices.items():
+        number = 1 if part == "train" else recipe.test_flips
+        values[rows] = probabilities(model, pictures, recipe, number, rows)
+    return tables.as_predictions(table, values, recipe.task)

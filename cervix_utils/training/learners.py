@@ -1,0 +1,188 @@
+"""Table + recipe -> fastai Learner, on which everything in fastai's own tutorials works."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from fastai.callback import progress, schedule  # noqa: F401 (give Learner bars and fit_one_cycle)
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.data import WeightedDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL, Transform
+from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
+from fastai.interpret import ClassificationInterpretation, Interpretation  # noqa: F401 (for notebooks)
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import TensorImage, set_seed
+from fastai.vision import learner as vision  # noqa: F401 (gives pictures show_batch, show_results)
+from fastai.vision.augment import RandTransform, aug_transforms
+
+from cervix_utils import paths
+from cervix_utils.data import squares
+from cervix_utils.training import losses, networks, recipes
+from cervix_utils.training.recipes import Recipe
+
+
+class DeviceError(ValueError):
+    """The device asked for is not to be had on this machine."""
+
+
+def pick_device(device: str = "auto") -> str:
+    """'cpu' or 'cuda' for what a configuration asks; DeviceError where it cannot be met."""
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise DeviceError(
+            "device=cuda: PyTorch sees no CUDA GPU here; use device=auto or device=cpu"
+        )
+    return "cuda" if cuda and device != "cpu" else "cpu"
+
+
+def pick_precision(precision: str, device: str) -> str:
+    """'float32' or 'bf16'; auto is bf16 where the hardware computes in it."""
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(False) else "float32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def autocast(device: str, precision: str):
+    """Context in which a forward pass runs in ``precision``."""
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+class StudyLearner(Learner):
+    """fastai's Learner; its steps run in ``precision``, on a CPU too, where fastai's to_bf16 does
+    not.
+
+    The context is left whatever happens: an interrupt leaves nothing switched on. ``fitted_as`` is
+    the recipe that trained it, None after a fit by hand.
+    """
+
+    precision, fitted_as = "float32", None
+
+    def _do_one_batch(self):
+        by_fastai = hasattr(self, "mixed_precision")  # to_fp16 or to_bf16 was called
+        precision = "float32" if by_fastai else self.precision
+        with autocast(next(self.model.parameters()).device.type, precision):
+            super()._do_one_batch()
+
+    def fit(self, *arguments, **options):
+        self.fitted_as = None
+        return super().fit(*arguments, **options)
+
+
+class OpenSquare(Transform):
+    """File of a picture -> its square, uint8 (3, size, size): from the cache, or decoded now."""
+
+    def __init__(self, split: pd.DataFrame, recipe: Recipe):
+        self.size, self.window = recipe.image_size, recipe.window
+        self.pictures = squares.open_squares(split, self.size, self.window)
+        self.rows = {str(file): row for row, file in enumerate(split["path"])}
+
+    def encodes(self, file: (str, Path)) -> TensorImage:
+        row = self.rows.get(str(file))
+        if row is None:
+            picture = squares.one(str(file), self.size, self.window)
+        else:
+            picture = self.pictures[[row]][0]
+        return TensorImage(torch.tensor(picture))
+
+
+class LabelOf(Transform):
+    """File of a picture of the split -> its label."""
+
+    def __init__(self, split: pd.DataFrame):
+        self.labels = dict(zip(split["path"].astype(str), split["label"]))
+
+    def encodes(self, file: (str, Path)) -> str:
+        return self.labels[str(file)]
+
+
+class Stain(RandTransform):
+    """Another stain and exposure for every training image: each colour's optical density -log x
+    times exp(spread z), plus 0.15 spread z' (z standard normal), as slides differ (after Tellez et
+    al. 2019, on RGB). x in 0..1."""
+
+    order = 50  # after lighting, before normalisation
+
+    def __init__(self, spread: float):
+        super().__init__()
+        self.spread = spread
+
+    def encodes(self, x: TensorImage) -> TensorImage:
+        gain, shift = torch.randn(2, len(x), 3, 1, 1, device=x.device)
+        density = -x.clamp(0.01, 1).log() * (self.spread * gain).exp() + 0.15 * self.spread * shift
+        return (-density).exp().clamp(0, 1)
+
+
+def augmentations(recipe: Recipe) -> list:
+    """fastai batch transforms: one resampling, edges continued, lighting in logit space."""
+    stain = [Stain(recipe.stain)] if recipe.stain else []
+    still = recipe.flip == "none" and not recipe.rotate and recipe.zoom == 1
+    if still and not recipe.lighting:
+        return stain
+    geometry = {"max_rotate": recipe.rotate, "max_zoom": recipe.zoom, "max_warp": 0.0}
+    flips = {"do_flip": recipe.flip != "none", "flip_vert": recipe.flip == "both"}
+    shared = {"max_lighting": recipe.lighting, "pad_mode": "border", "p_affine": 1.0}
+    return stain + aug_transforms(**geometry, **flips, **shared)
+
+
+def dataloaders(split: pd.DataFrame, recipe: Recipe, device: str = "cpu") -> DataLoaders:
+    """Batches of the training part, shuffled and augmented, and of the validation part as it is.
+
+    Items are files, so that ``test_dl`` takes files. Balanced: training images are drawn with
+    replacement, every class as often as any other.
+    """
+    vocabulary = Categorize(vocab=recipe.classes, sort=False)
+    rows = {part: split.index[split["part"] == part].tolist() for part in ("train", "valid")}
+    pipelines = [[OpenSquare(split, recipe)], [LabelOf(split), vocabulary]]
+    files = [Path(file) for file in split["path"]]
+    pictures = Datasets(files, pipelines, splits=list(rows.values()))
+    pictures.tls[0].types[0] = pictures.tls[1].types[0] = (str, Path)  # predict("file.jpg") too
+    normalize = Normalize.from_stats(recipe.mean, recipe.std, cuda=False)
+    normalize.mean, normalize.std = normalize.mean.to(device), normalize.std.to(device)
+    labels = split["label"].iloc[rows["train"]]
+    weights = (1 / labels.map(labels.value_counts())).to_numpy()
+    return pictures.dataloaders(
+        bs=min(recipe.batch_size, len(labels)),
+        after_batch=[IntToFloatTensor(), *augmentations(recipe), normalize],
+        dl_type=WeightedDL if recipe.balanced else TfmdDL,
+        dl_kwargs=[{"wgts": weights} if recipe.balanced else {}, {}],
+        num_workers=0,  # pictures lie in memory-mapped squares: processes would only cost time
+        device=torch.device(device),
+        path=paths.cache_dir() / "learner",
+    )
+
+
+def optimiser(recipe: Recipe) -> Callable[..., OptimWrapper]:
+    """PyTorch's fused SGD or AdamW under fastai's interface: on a CPU several times faster."""
+    sgd = recipe.optimiser == "sgd"
+    options = {"momentum": recipe.momentum} if sgd else {"betas": (recipe.momentum, 0.99)}
+    kind = torch.optim.SGD if sgd else torch.optim.AdamW
+    return partial(OptimWrapper, opt=kind, fused=True, weight_decay=recipe.weight_decay, **options)
+
+
+def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLearner:
+    """The fastai Learner of a recipe, untrained, on a split (see ``splits.assign_parts``)."""
+    place = pick_device(device)
+    set_seed(recipe.seed, reproducible=True)
+    loss = recipes.pipeline_of(recipe.pipeline).loss
+    classes = len(recipe.classes)
+    state = networks.initial_state(recipe.weights, recipe.architecture)
+    outputs = losses.n_outputs(loss, classes)
+    model = networks.network(recipe.architecture, recipe.head, outputs, state).to(place)
+    criterion = losses.Loss(loss, classes, recipe.regression_weight).to(place)
+    learn = StudyLearner(
+        dataloaders(split.reset_index(drop=True), recipe, place),
+        model,
+        loss_func=criterion,
+        opt_func=optimiser(recipe),
+        splitter=networks.body_and_head,
+        metrics=criterion.accuracy,
+        cbs=ChannelsLast(),
+    )
+    learn.precision = pick_precision(recipe.precision, place)
+    return learn
