@@ -1,0 +1,333 @@
+"""Can probabilities be believed? Temperature, calibration errors, risk-coverage, prediction sets.
+
+Intervals come from weights (n_resamples, n) of whole groups, as in ``metrics``.
+
+Prediction sets hold the reference standard with a nominal probability (split-conformal). Images of
+one group are not exchangeable, groups are: one image a group of the valid part calibrates, and the
+promise is about one image a group ("subsampling once", Dunn, Wasserman and Ramdas 2023,
+"Distribution-free prediction sets for two-layer hierarchical models").
+"""
+
+import warnings
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from mapie.classification import SplitConformalClassifier
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from scipy.stats import beta
+
+from cervix_utils.evaluation import metrics
+from cervix_utils.evaluation.metrics import FLOOR, Array, Frame, Values, written
+
+TEMPERATURES = (0.05, 20.0)
+EVERY, BY_GROUP = "all images", "one image a group"
+
+
+def probabilities(predictions: Frame, floor: float = 0.0) -> Array:
+    """Class probabilities (n, k), none under ``floor``, rows summing to 1. Raises without any."""
+    if predictions.empty or not metrics.has_probabilities(predictions):
+        raise ValueError("there are no probabilities: give rows of a network that is no regression")
+    p = np.clip(metrics.probabilities(predictions), floor, None)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def _valid(predictions: Frame) -> Frame:
+    valid = predictions[predictions["part"] == "valid"]
+    if valid.empty:
+        raise ValueError("predictions have no valid part: temperatures and sets are fitted on it")
+    return valid
+
+
+def temperature(predictions: Frame) -> float:
+    """Temperature T in 0.05..20 that minimises the log-loss of the valid part of one fold.
+
+    Over 1: the network is overconfident. Guo, Pleiss, Sun, Weinberger 2017, "On calibration of
+    modern neural networks", section 4.2; log p are the logits. ValueError without valid rows.
+    """
+    valid = _valid(predictions)
+    logits, true = np.log(probabilities(valid, FLOOR)), metrics.true_class(valid)
+
+    def log_loss(log_t: float) -> float:
+        log_p = log_softmax(logits / np.exp(log_t), axis=1)
+        return -log_p[np.arange(len(valid)), true].mean()
+
+    best = minimize_scalar(log_loss, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(best.x))
+
+
+def scaled(predictions: Frame, temperature: float) -> Frame:
+    """The same rows with probabilities p^(1/T), renormalised, and the score they give (1..k)."""
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} will not do: it must be above 0")
+    p = softmax(np.log(probabilities(predictions, FLOOR)) / temperature, axis=1)
+    return metrics.as_predictions(predictions, p)
+
+
+def rescaled(predictions: Frame) -> Frame:
+    """The test rows of networks, each fold with the temperature of its own valid part."""
+    folds = [rows for _, rows in predictions.groupby([*metrics.KEYS, "fold"])]
+    tests = [scaled(rows[rows["part"] == "test"], temperature(rows)) for rows in folds]
+    return pd.concat(tests, ignore_index=True)
+
+
+def in_bins(confidence: Array, bins: int) -> Array:
+    """One-hot bin (n, bins) of values in 0..1; one on an edge lies above it, 1 in the last bin."""
+    edges = np.arange(1, bins) / bins
+    return np.eye(bins)[np.searchsorted(edges, confidence, side="right")]
+
+
+def measure(p: Array, true: Array, weights: Array | None = None, bins: int = 10) -> Values:
+    """Metric name -> values (b,) for p (n, k), class indices (n,) or (b, n), weights (b, n).
+
+    ``ece``: mean gap between confidence and accuracy over bins of the largest probability (Guo et
+    al. 2017). ``ece_classwise``: the same for the probability of each class, mean over classes
+    (Kull et al. 2019). ``brier``: 0..2. ``log_loss``: nats. ``overconfidence``: mean largest
+    probability minus accuracy, -1..1, the only one with a sign and without a bias.
+    """
+    true, weights = np.atleast_2d(true), np.ones((1, len(p))) if weights is None else weights
+    given = np.take_along_axis(p[None], true[:, :, None], axis=2)[:, :, 0]
+    top, hit = p.max(axis=1), p.argmax(axis=1) == true
+    gaps = [_gap(column, true == k, weights, bins) for k, column in enumerate(p.T)]
+    return {
+        "ece": _gap(top, hit, weights, bins),
+        "ece_classwise": np.mean(gaps, axis=0),
+        "brier": _mean((p**2).sum(axis=1) + 1 - 2 * given, weights),
+        "log_loss": _mean(-np.log(np.clip(given, FLOOR, 1)), weights),
+        "overconfidence": _mean(top - hit, weights),
+    }
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    return (weights * values).sum(axis=1) / weights.sum(axis=1)
+
+
+def _gap(confidence: Array, hit: Array, weights: Array, bins: int) -> Array:
+    """Expected calibration error (b,) of values (n,) against outcomes 0 or 1 (b, n)."""
+    gaps = np.abs((weights * (confidence - hit)) @ in_bins(confidence, bins))
+    return gaps.sum(axis=1) / weights.sum(axis=1)
+
+
+def calibration(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
+    """metric, value, low, high, dropped, by_chance of ``measure`` on the rows given.
+
+    ``by_chance``: 97.5 % quantile of the metric where the classes of these images are drawn from
+    these very probabilities, image by image (consistency resampling, Bröcker and Smith 2007). A
+    calibration error is never 0 on finitely many images: this is what to hold it against.
+    """
+    p, true = probabilities(predictions), metrics.true_class(predictions)
+    drawn = measure(p, true, metrics.with_resamples(predictions["group"], n_boot, seed))
+    uniform = np.random.default_rng(seed).random((n_boot, len(p), 1))
+    chance = measure(p, (uniform > p.cumsum(axis=1)[:, :-1]).sum(axis=2))
+    by_chance = [np.percentile(chance[name], 97.5) for name in drawn]
+    return metrics.tabulated(drawn).assign(by_chance=by_chance)
+
+
+def reliability(predictions: Frame, bins: int = 10) -> Frame:
+    """One row a bin of the largest probability: low, high (edges), confidence, accuracy, count."""
+    p = probabilities(predictions)
+    hit, places = p.argmax(axis=1) == metrics.true_class(predictions), in_bins(p.max(axis=1), bins)
+    count, edges = places.sum(axis=0), np.arange(bins + 1) / bins
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:]})
+    table["confidence"] = metrics.ratio(p.max(axis=1) @ places, count)
+    table["accuracy"] = metrics.ratio(hit @ places, count)
+    return table.assign(count=count.astype(int))
+
+
+def confidence(predictions: Frame) -> Array:
+    """How sure a prediction is (n,): its largest probability, or minus |score - nearest grade|."""
+    if metrics.has_probabilities(predictions):
+        return metrics.probabilities(predictions).max(axis=1)
+    return -np.abs(predictions["score"].to_numpy() - (metrics.predicted_class(predictions) + 1))
+
+
+def risk_coverage(predictions: Frame) -> Frame:
+    """confidence, coverage (share of images at least that sure), error (share of these wrong).
+
+    Geifman and El-Yaniv 2017, "Selective classification for deep neural networks". Images equally
+    sure are kept or left together, so the order of the rows does not matter.
+    """
+    wrong = metrics.predicted_class(predictions) != metrics.true_class(predictions)
+    by_confidence = pd.Series(wrong).groupby(confidence(predictions))
+    kept = by_confidence.agg(["size", "sum"])[::-1].cumsum().rename_axis("confidence")
+    curve = {"coverage": kept["size"] / len(wrong), "error": kept["sum"] / kept["size"]}
+    return pd.DataFrame(curve).reset_index()
+
+
+def area(curve: Frame) -> float:
+    """Area under ``risk_coverage``, 0..1; without any order it is the error of all."""
+    return float((np.diff(curve["coverage"], prepend=0) * curve["error"]).sum())
+
+
+def is_it_calibrated(before: Frame, after: Frame, temperature: float) -> str:
+    """One sentence on a network from ``calibration`` of its test rows as they are and ``rescaled``.
+
+    ``temperature``: the mean over folds. Intervals are over resampled groups of the test images.
+    """
+    before, after = (table.set_index("metric") for table in (before, after))
+    gap, errors = before.loc["overconfidence"], before.loc[["ece", "ece_classwise"]]
+    sure = "overconfident" if gap["low"] > 0 else "neither over- nor underconfident"
+    sure = "underconfident" if gap["high"] < 0 else sure
+    none = sure.startswith("neither") and (errors["value"] <= errors["by_chance"]).all()
+    texts = [f"{e.value:.3f} ({e.by_chance:.3f} may be chance)" for e in errors.itertuples()]
+    losses = [table.at["log_loss", "value"] for table in (before, after)]
+    return (
+        f"**{'no sign' if none else 'signs'} of miscalibration**, {sure}: confidence minus "
+        f"accuracy {written(gap)}; calibration error {texts[0]}, class by class {texts[1]}. A "
+        f"temperature of {temperature:.2f} takes the error to {after.at['ece', 'value']:.3f} and "
+        f"the log-loss from {losses[0]:.3f} to {losses[1]:.3f}."
+    )
+
+
+# Prediction sets
+
+
+def fitted(k: int) -> SimpleNamespace:
+    """What MAPIE takes for a fitted classifier whose input are its class probabilities (n, k)."""
+    return SimpleNamespace(predict_proba=lambda p: p, classes_=np.arange(k))
+
+
+def one_a_group(predictions: Frame, seed: int) -> Frame:
+    """One image of each group of the valid part, drawn at random. Raises without that part."""
+    shuffled = _valid(predictions).sample(frac=1, random_state=seed)
+    return shuffled.drop_duplicates("group").sort_index()
+
+
+def _rank(n: int, level: float) -> int:
+    """Which of n sorted calibration scores is the limit: ceil((n + 1) level), rounding apart."""
+    if not 0 < level < 1:
+        raise ValueError(f"level {level} will not do: a coverage lies between 0 and 1, e.g. 0.9")
+    return int(np.ceil(round((n + 1) * level, 9)))
+
+
+def reachable(n: int, level: float) -> bool:
+    """Whether n groups can promise ``level``; with fewer only the set of all classes is valid."""
+    return _rank(n, level) <= n
+
+
+def by_chance(n: int, level: float) -> tuple[float, float]:
+    """Where the coverage of 95 % of valid sets lies, by the draw of n groups (Vovk 2012)."""
+    if not reachable(n, level):
+        return 1.0, 1.0
+    rank = _rank(n, level)
+    return tuple(float(limit) for limit in beta.interval(0.95, rank, n + 1 - rank))
+
+
+def prediction_sets(predictions: Frame, kind: str, level: float, seed: int) -> Array:
+    """Sets bool (n_test, k) for the test rows of one fold, in their order.
+
+    ``kind`` lac: Sadinle, Lei and Wasserman 2019, smallest on average, may be empty. aps: Romano,
+    Sesia and Candès 2020, the last class kept, so never empty and larger than need be (both are
+    MAPIE's). contiguous: classes within the quantile of ``distance``, the predicted one always in.
+    All classes where the level cannot be reached. ValueError for lac and aps without probabilities.
+    """
+    test, drawn = predictions[predictions["part"] == "test"], one_a_group(predictions, seed)
+    true, n, by_mapie = metrics.true_class(drawn), len(drawn), kind != "contiguous"
+    values = partial(probabilities, floor=FLOOR) if by_mapie else distance  # MAPIE drops zeros
+    tested, given = values(test), values(drawn)
+    if not reachable(n - by_mapie, level):  # MAPIE asks for one group more
+        return np.ones(tested.shape, dtype=bool)
+    if by_mapie:
+        return _by_mapie(tested, given, true, kind, level, seed)
+    limit = np.sort(given[np.arange(n), true])[_rank(n, level) - 1]
+    return (tested <= limit) | np.eye(tested.shape[1], dtype=bool)[metrics.predicted_class(test)]
+
+
+def _by_mapie(p: Array, given: Array, true: Array, kind: str, level: float, seed: int) -> Array:
+    """Sets for ``p`` (n_test, k) from calibration images: ``given`` (n, k), ``true`` (n,)."""
+    classes = len(set(true))
+    if kind == "aps" and classes < 3:
+        raise ValueError(f"aps needs calibration images of 3 classes, not {classes}: use lac")
+    mapie = SplitConformalClassifier(fitted(p.shape[1]), level, kind, random_state=seed)
+    with warnings.catch_warnings():  # a class may be missing from the calibration images
+        warnings.filterwarnings("ignore", "WARNING: your conformalization dataset has less labels")
+        mapie.conformalize(given, true)
+    return mapie.predict_set(p)[1][:, :, 0]
+
+
+def distance(predictions: Frame) -> Array:
+    """How far each class lies from the prediction (n, k): probability passed before reaching it, or
+    |grade - score| where there are no probabilities.
+
+    The interval grows from the most probable class to the more probable of its two neighbours, as
+    in ordinal APS (Lu, Angelopoulos and Pomerantz, MICCAI 2022).
+    """
+    k = len(metrics.class_columns(predictions))
+    if not metrics.has_probabilities(predictions):
+        return np.abs(np.arange(1, k + 1) - predictions["score"].to_numpy()[:, None])
+    p, rows = probabilities(predictions), np.arange(len(predictions))
+    walled = np.pad(p, ((0, 0), (1, 1)), constant_values=-1)
+    low = high = p.argmax(axis=1) + 1
+    passed, mass = np.zeros(p.shape), p.max(axis=1)
+    for _ in range(k - 1):
+        up = walled[rows, high + 1] > walled[rows, low - 1]
+        low, high = np.where(up, low, low - 1), np.where(up, high + 1, high)
+        new = np.where(up, high, low)
+        passed[rows, new - 1] = mass
+        mass = mass + walled[rows, new]
+    return passed
+
+
+def coverage(sets: Array, predictions: Frame, level: float, n_boot: int, seed: int) -> Frame:
+    """of, images, measure (coverage 0..1, size in classes), value, low, high, dropped, nominal.
+
+    ``predictions``: the rows of ``sets``. ``of``: all images; one image a group (groups count the
+    same, which is what is promised); each class. 95 % percentile intervals over resampled groups.
+    """
+    true = metrics.true_class(predictions)
+    sizes = predictions.groupby("group")["id"].transform("size")
+    measured = {"coverage": sets[np.arange(len(true)), true], "size": sets.sum(axis=1)}
+    weights = metrics.with_resamples(predictions["group"], n_boot, seed)
+    counted = {EVERY: np.ones(len(true)), BY_GROUP: 1 / sizes.to_numpy()}
+    counted |= {name: true == k for k, name in enumerate(metrics.class_columns(predictions))}
+    rows = []
+    for name, which in counted.items():
+        for measure, values in measured.items():
+            drawn = metrics.ratio((weights * which) @ values, weights @ which)
+            row = {"of": name, "images": np.count_nonzero(which), "measure": measure}
+            rows.append(row | metrics.interval(drawn))
+    return pd.DataFrame(rows).assign(nominal=level)
+
+
+def covered(predictions: Frame, level: float, n_boot: int = 1000, seed: int = 0) -> Frame:
+    """``coverage`` of every kind of sets of every network in ``predictions``, folds together.
+
+    Further columns: task, pipeline, protocol, sets (the kind), groups (that calibrate a fold, the
+    fewest of any). aps needs probabilities of at least 3 classes, lac needs probabilities.
+    """
+    tables = []
+    for key, rows in predictions.groupby(metrics.KEYS):
+        folds = [fold for _, fold in rows.groupby("fold")]
+        place = dict(zip(metrics.KEYS, key))
+        place["groups"] = min(len(one_a_group(fold, seed)) for fold in folds)
+        kinds = ["lac", "aps"] if len(metrics.class_columns(rows)) > 2 else ["lac"]
+        kinds = kinds if metrics.has_probabilities(rows) else []
+        tests = pd.concat(metrics.by_fold(rows).values(), ignore_index=True)
+        for kind in [*kinds, "contiguous"]:
+            sets = [prediction_sets(fold, kind, level, seed) for fold in folds]
+            table = coverage(np.concatenate(sets), tests, level, n_boot, seed)
+            tables.append(table.assign(**place, sets=kind))
+    return pd.concat(tables, ignore_index=True)
+
+
+def do_they_hold(table: Frame) -> str:
+    """One sentence on ``covered`` of one task and protocol: is the promised coverage held?"""
+    n, level = table["groups"].min(), table["nominal"].iloc[0]
+    if not reachable(n, level):
+        return f"{n} calibration groups are too few to promise {level:g}: sets hold all classes."
+    rows = table[table["measure"] == "coverage"].sort_values("value")
+    rows["text"] = [f"{row.sets} of {row.pipeline} {written(row)}" for _, row in rows.iterrows()]
+    promised, classes = rows[rows["of"] == BY_GROUP], rows[~rows["of"].isin([EVERY, BY_GROUP])]
+    short = promised[promised["high"] < level]
+    verdict = f"not held by {', '.join(short['text'])}" if len(short) else "held"
+    low, high = by_chance(n, level)
+    worst = classes.iloc[0]
+    return (
+        f"{level:g} coverage of one image a group, which is what is promised, is **{verdict}**: "
+        f"the 95 % interval over resampled groups lies below it for {len(short)} of "
+        f"{len(promised)} kinds of sets (lowest: {promised['text'].iloc[0]}). By the draw of {n} "
+        f"calibration groups alone a valid set may come to {low:.3f} to {high:.3f}. Nothing is "
+        f"promised for single classes (lowest: {worst['of'].replace('_', ' ')}, {worst['text']})."
+    )
