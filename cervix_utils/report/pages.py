@@ -1,0 +1,300 @@
+"""Executed notebooks -> one self-contained HTML page each; the overview; a model card a task.
+
+A page loads nothing, runs no script but its own, and names no absolute path. nbformat, nbconvert
+and scikit-learn take seconds to import: that is done where they are needed, so that a notebook
+which only states its provenance starts without them.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import bleach
+import jinja2
+import pandas as pd
+from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
+from bs4 import BeautifulSoup
+
+from cervix_utils import paths
+from cervix_utils.data import datasets, splits
+
+TEMPLATES = Path(__file__).parent / "templates"
+TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption
+figure h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre s small span strong sub summary sup table tbody td
+tfoot th thead tr ul"""
+ATTRIBUTES = "alt class colspan height rowspan scope start style title width"
+# what may stand in an attribute that leads somewhere
+LINKS = {("img", "src"): "data:image/", ("a", "href"): r"https?://|mailto:|#|(?!//)[\w./-]+(#|$)"}
+STYLES = CSSSanitizer(ALLOWED_CSS_PROPERTIES | {"margin", "max-width", "min-width", "padding"})
+PACKAGES = ("torch", "torchvision", "fastai", "captum", "papermill")
+SHOWN = {  # metrics of the overview, where classes are grades and where they are not
+    True: ("accuracy", "binary_accuracy", "binary_f1", "mse", "auc_mean", "kappa_quadratic"),
+    False: ("accuracy", "f1_macro", "log_loss"),
+}
+
+
+def label(name: str) -> str:
+    """What people read for the name of a pipeline, protocol, metric or class."""
+    from cervix_utils.evaluation import baselines, metrics
+    from cervix_utils.training import recipes
+
+    if name in metrics.METRICS or name.startswith(("auc_", "f1_")):
+        return metrics.label_of(name)
+    words = {**recipes.PIPELINES, **splits.PROTOCOLS}
+    return words[name].label if name in words else baselines.label_of(name)
+
+
+# HTML that may come from data
+
+
+def _may_stay(tag: str, name: str, value: str) -> bool:
+    """Whether an attribute may stay: pictures within the page, links to pages, no handler."""
+    if allowed := LINKS.get((tag, name)):
+        return re.match(allowed, value) is not None
+    return name in ATTRIBUTES.split()
+
+
+def clean_html(html: str) -> str:
+    """``html`` without style sheets, handlers and remote pictures; unknown tags become text.
+
+    It stands in for nbconvert's filter of this name, whose list of tags lacks p, h1, th and img.
+    """
+    html = re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL | re.IGNORECASE)
+    protocols = {"http", "https", "mailto", "data"}
+    return bleach.clean(html, TAGS.split(), _may_stay, protocols, css_sanitizer=STYLES)
+
+
+def printed_markdown(source: str) -> str:
+    """Markdown that code printed and may hold file names: HTML in it is text, no file is read."""
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
+    return clean_html(MarkdownWithMath(renderer).render(source))
+
+
+# Notebooks -> pages
+
+
+def read(notebook: Path) -> Any:
+    """A notebook as nbformat has it."""
+    import nbformat
+
+    return nbformat.read(notebook, as_version=4)
+
+
+def figures(notebook: Any, tag: str) -> list[str]:
+    """The SVG figures of the cells that have a tag."""
+    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
+
+
+def _title(notebook: Any) -> str:
+    """Text of the first Markdown heading."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE)
+    return re.sub(r"[*`]", "", heading[1]) if heading else "Notebook"
+
+
+def _page(title: str, **more: Any) -> dict[str, Any]:
+    """What the head of a page needs; its policy allows no script but the one with this hash."""
+    script = (TEMPLATES / "report" / "script.js").read_bytes().strip()
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    return {"title": title, "script_hash": digest, **more}
+
+
+def _write(path: Path, text: str) -> Path:
+    with paths.whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return path
+
+
+def _prepare(notebook: Any) -> bool:
+    """Label parameters, cut absolute paths in them and in messages; whether a cell failed."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    labels = {"injected-parameters": "Parameters of this run", "parameters": "Parameters"}
+    for cell in cells:
+        for tag in labels.keys() & cell.metadata.get("tags", []):
+            cell.metadata["report_label"] = labels[tag]
+            quoted = r"([\"'])(.*?)\1"
+            cell.source = re.sub(quoted, lambda m: m[1] + paths.public(m[2]) + m[1], cell.source)
+        cell.outputs.sort(key=lambda output: output.get("name") == "stderr")  # below all others
+        for output in cell.outputs:
+            if output.get("name") == "stderr":
+                output.text = re.sub(r"\S{3,}", lambda m: paths.public(m[0]), output.text)
+    return any(output.output_type == "error" for cell in cells for output in cell.outputs)
+
+
+def _finish(html: str) -> str:
+    """Ids of headings, table of contents, texts of figures, tables that scroll, dashes for NaN."""
+    soup = BeautifulSoup(html, "html.parser")
+    contents, heading = soup.select_one(".toc ul"), soup.title.get_text()
+    for number, element in enumerate(soup.main.select("h1, h2, h3, h4, img, table")):
+        if element.name.startswith("h"):
+            heading, element["id"] = " ".join(element.get_text().split()), f"part-{number}"
+            if element.name in ("h2", "h3"):
+                item = soup.new_tag("li", attrs={"class": f"l{element.name[1]}"})
+                item.append(soup.new_tag("a", href=f"#{element['id']}", string=heading))
+                contents.append(item)
+        elif element.name == "table":
+            for cell in element.find_all("td", string="NaN"):
+                cell.string, cell["class"] = "–", "none"
+            frame = {"class": "scroll", "tabindex": "0", "role": "region"}
+            element.wrap(soup.new_tag("div", attrs=frame | {"aria-label": f"Table: {heading}"}))
+        elif element.get("src"):
+            element["alt"] = element.get("alt") or f"Figure: {heading}"
+        else:
+            element.replace_with("[picture not shown]")
+    return str(soup)
+
+
+def to_html(notebook: Path, html: Path) -> Path:
+    """Render an executed notebook as one self-contained page and return ``html``.
+
+    It is written whole or not at all. What libraries say on stderr stands folded.
+    """
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    source = read(notebook)
+    filters = {"clean_html": clean_html, "printed_markdown": printed_markdown}
+    look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
+    inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
+    exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor], **look, **inside)
+    facts = {"failed": _prepare(source), "run": source.metadata.get("papermill", {})}
+    exporter.environment.globals["page"] = _page(_title(source), **facts)
+    body, _ = exporter.from_notebook_node(source, {"metadata": {"path": str(notebook.parent)}})
+    return _write(html, _finish(body))
+
+
+# Where numbers come from
+
+
+def commit() -> str:
+    """Commit of this project's checkout, and whether files of it were changed; else ``unknown``."""
+    git = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=12"]
+    quiet: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
+    with suppress(OSError, subprocess.SubprocessError):
+        if (paths.ROOT / ".git").exists():  # not installed inside another project's checkout
+            said = subprocess.check_output([*git, "--dirty"], cwd=paths.ROOT, **quiet)
+            return said.strip().replace("-dirty", " + uncommitted changes")
+    return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about numbers; nothing is imported."""
+    return {"python": python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def provenance(settings: Mapping, data: Mapping | None = None, trained: Mapping | None = None):
+    """Where a notebook's numbers come from, as a table without user names or absolute paths.
+
+    ``settings``: data_root, seed and report_name are used. ``data``: data set -> its fingerprint.
+    ``trained``: name -> run, of whose recipe initial weights, device and arithmetic are shown.
+    """
+    root = settings.get("data_root") or os.environ.get("CERVIX_DATA", "")
+    folder = paths.public(Path(root).absolute()) if root else "as in notebooks 2 and 3"
+    where = "demo (drawn pictures)" if root == "demo" else folder
+    facts = {"configuration": settings.get("report_name", "unknown"), "data": where}
+    facts |= {f"data fingerprint, {name}": digest for name, digest in (data or {}).items()}
+    for name, run in (trained or {}).items():
+        facts[f"initial weights, {name}"] = paths.public(run.recipe["weights"])
+        facts[f"trained on, {name}"] = "{device} in {computed_in}".format_map(run.recipe)
+    facts |= {"seed": settings["seed"], "commit": commit(), **versions()}
+    facts["date (UTC)"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+    table = pd.DataFrame({"value": facts}).astype(str)
+    return table.style.hide(axis="columns").format(escape="html").format_index(escape="html")
+
+
+def write_run_json(folder: Path, settings: Mapping, data: Mapping, stems: Sequence) -> Path:
+    """Write the record of a run: versions, commit, configuration, seconds a
+    notebook, fingerprints of ``data``."""
+    runs = {stem: read(folder / f"{stem}.ipynb").metadata.papermill for stem in stems}
+    record = {"name": folder.name, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    record |= {"commit": commit(), "versions": versions(), "configuration": paths.public(settings)}
+    record["seconds"] = {stem: round(run.duration, 1) for stem, run in runs.items()}
+    record["data_fingerprint"] = dict(data)
+    return _write(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+# The overview and the model cards
+
+
+def run_folders(report_dir: Path, task: str) -> list[Path]:
+    """Folders of the runs whose predictions a report holds, one a network."""
+    columns = {"usecols": ["pipeline", "run"], "dtype": str, "keep_default_na": False}
+    files = sorted((report_dir / "predictions").glob(f"{task}-*.csv"))
+    rows = pd.concat([pd.read_csv(file, **columns) for file in files]).drop_duplicates()
+    folder = report_dir / "runs" / task
+    return [folder / row.pipeline / row.run for row in rows.itertuples() if row.run]
+
+
+def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame]]:
+    """Data sets and their tables of the overview: published values, protocols, best baseline."""
+    from cervix_utils.evaluation import comparison
+
+    tables, keys = [], comparison.NUMBER
+    for task in sorted(results["task"].unique(), key=list(datasets.DATASETS).index):
+        rows, dataset = results[results["task"] == task], datasets.get(task)
+        networks = rows.loc[~comparison.is_reference(rows["pipeline"]), "pipeline"].unique()
+        asked = [(task, name, metric) for name in networks for metric in SHOWN[dataset.ordered]]
+        table = comparison.side_by_side(rows, asked).set_index(keys)
+        table = table.loc[[number for number in asked if number in table.index]].reset_index()
+        table[keys] = table[keys].map(label)
+        tables.append((dataset, table.drop(columns="task").rename(columns=label)))
+    return tables
+
+
+def _entry(stem: str, notebook: Any) -> dict[str, Any]:
+    """A page in the overview: title, protocol and fold, seconds, a figure."""
+    place = re.search(r"_((?:train_)?[a-z]+)-(\d+)$", stem)
+    words = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
+    drawn = [base64.b64encode(svg.encode()).decode() for svg in figures(notebook, "thumbnail")]
+    facts = {"seconds": notebook.metadata.papermill.duration, "figure": (drawn or [""])[0]}
+    return {"title": _title(notebook), "file": f"{stem}.html", "words": words, **facts}
+
+
+def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
+    """Remove pages, notebooks and tables that a configuration no longer asks for; no run."""
+    stale = [file for file in report_dir.glob("[0-9][0-9]_*.*") if file.stem not in books]
+    parameters = [book.metadata.papermill.parameters for book in books.values()]
+    asked = {table for values in parameters for table in values.get("page_names", [])}
+    tables = (report_dir / "predictions").glob("*.csv")
+    stale += [table for table in tables if asked and table.stem not in asked]
+    explained = [] if "04_explainability" in books else [report_dir / "attribution.csv"]
+    for file in [*stale, *explained, *report_dir.glob("model_card_*.html")]:
+        file.unlink(missing_ok=True)
+
+
+def _fill(path: Path, template: str, title: str, **values: Any) -> Path:
+    """Write a template of this folder, filled; every value in it is escaped."""
+    loader = jinja2.FileSystemLoader(TEMPLATES / "report")
+    environment = jinja2.Environment(loader=loader, autoescape=True)
+    environment.filters["label"] = label
+    return _write(path, environment.get_template(template).render(page=_page(title), **values))
+
+
+def write_index(report_dir: Path, name: str, stems: Sequence[str]) -> Path:
+    """Write index.html and the model cards of a report whose pages are ``stems``; remove others."""
+    books = {stem: read(report_dir / f"{stem}.ipynb") for stem in sorted(stems)}
+    _remove_others(report_dir, books)
+    values = {"name": name, "run": json.loads((report_dir / "run.json").read_text())}
+    tables = headline(pd.read_csv(report_dir / "results.csv", dtype={"fold": str}))
+    for dataset, table in tables:
+        files = [folder / "recipe.json" for folder in run_folders(report_dir, dataset.name)]
+        values["recipes"] = [paths.public(json.loads(file.read_text())) for file in files]
+        card, title = report_dir / f"model_card_{dataset.name}.html", f"Model card: {dataset.title}"
+        _fill(card, "model_card.html.j2", title, dataset=dataset, table=table, **values)
+    values["entries"] = [_entry(stem, book) for stem, book in books.items()]
+    title = f"Cervical screening images: report “{name}”"
+    return _fill(report_dir / "index.html", "overview.html.j2", title, tables=tables, **values)

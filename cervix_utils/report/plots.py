@@ -1,0 +1,258 @@
+"""Arrays and tables + Axes -> Axes. One palette, one style, words for people on every axis.
+
+Figures are SVG. What may be published holds no bitmap: ``pictures``, ``overlay``, ``mask_outline``
+and ``gallery`` show images, all others draw lines and areas alone.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from skimage.measure import block_reduce
+
+from cervix_utils.data import datasets
+from cervix_utils.data.images import CYTOPLASM, NUCLEUS
+from cervix_utils.evaluation import metrics
+from cervix_utils.report.pages import label
+
+Array = np.ndarray
+# Tol's palette: safe for colour-blind readers
+PALETTE = ["#4477AA", "#AA3377", "#228833", "#CCBB44", "#66CCEE", "#EE6677", "#BBBBBB", "#000000"]
+PALE, GREY = "#DDE6F0", "0.5"
+DASHED = {"color": GREY, "linestyle": "--", "linewidth": 1}
+DIVERGING = "cividis"  # blue, grey, yellow: safe for colour-blind readers; dark to light in print
+LOOK = {"svg.fonttype": "none", "axes.titlesize": "medium", "figure.constrained_layout.use": True}
+LOOK["svg.hashsalt"] = "cervix"  # the same figure gives the same file
+
+
+def style() -> None:
+    """Figures as SVG with text kept as text, in one look."""
+    set_matplotlib_formats("svg", metadata={"Date": None})
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85, palette=PALETTE, rc=LOOK)
+
+
+def _with(ax: Axes, **words) -> Axes:
+    ax.set(**words)
+    return ax
+
+
+def _rows(ax: Axes, names: Sequence[str]) -> None:
+    """One row for each name, downwards from 0."""
+    ax.set_yticks(range(len(names)), [label(name) for name in names])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+
+
+def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
+    """Confusion matrix of a table of predictions: counts, and shares of the row; rows are the
+    reference standard.
+
+    Drawn as areas (scikit-learn's ConfusionMatrixDisplay is a bitmap, which may not be published)
+    in the light half of a scale, so that black text can be read on each of them.
+    """
+    classes = metrics.class_columns(predictions)
+    true, predicted = metrics.true_class(predictions), metrics.predicted_class(predictions)
+    counts = metrics.confusion(true, predicted, len(classes), np.ones((1, len(true))))[0]
+    names = [label(name) for name in classes]
+    shares = pd.DataFrame(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), names, names)
+    text = np.vectorize("{:.0f}\n{:.0%}".format)(counts, shares)
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 2, "cbar": False, "square": True, "fmt": ""}
+    sns.heatmap(shares, annot=text, annot_kws={"color": "black"}, ax=ax, **look)
+    plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+    ax.tick_params(axis="y", rotation=0)
+    return _with(ax, xlabel="predicted", ylabel="reference standard", title=title)
+
+
+def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> Axes:
+    """Training and validation loss per epoch; dashed: the epoch whose weights are kept."""
+    for part in ("train", "valid"):
+        ax.plot(history["epoch"], history[f"{part}_loss"], "o-", label=part, markersize=4)
+    ax.axvline(kept, label="kept", **DASHED)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False)
+    return _with(ax, xlabel="epoch", ylabel="loss", title=title)
+
+
+def counts(ax: Axes, table: pd.DataFrame, task: str) -> Axes:
+    """Images by class (or by what a published table counts), published numbers as diamonds."""
+    dataset = datasets.get(task)
+    order = list(dataset.published or dataset.originals)
+    numbers = table[dataset.published_by].value_counts().reindex(order, fill_value=0)
+    ax.barh(range(len(order)), numbers, color=PALETTE[0], label="found here")
+    published = list(dataset.published.values())
+    ax.plot(published, range(len(published)), "D", mfc="none", color=PALETTE[1], label="published")
+    ax.legend(frameon=False)
+    _rows(ax, order)
+    return _with(ax, xlabel=dataset.noun, title=dataset.title)
+
+
+def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=False) -> Axes:
+    """Distribution of a column by class (column ``label``); what is not finite is left out.
+
+    The axis spans 3 to 97 % of the values, so that a few far away do not hide the others; on a log
+    scale it spans all of them. Axes stay empty where nothing is finite.
+    """
+    finite = table[np.isfinite(table[column].astype(float))]
+    if len(finite):
+        look = {"color": PALE, "linewidth": 1, "fliersize": 2, "log_scale": log}
+        sns.boxplot(finite, x=column, y="label", order=list(classes), ax=ax, **look)
+        low, high = finite[column].quantile([0.03, 0.97])
+        room = 0.1 * (high - low) + 0.1
+        ax.set_xlim(None if log else (low - room, high + room))
+    _rows(ax, classes)
+    return _with(ax, xlabel="", ylabel="")
+
+
+def score_distribution(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
+    """Predicted severity by class of the reference standard (paper H, Fig. 2 and 5): boxes, and
+    every image."""
+    classes = metrics.class_columns(predictions)
+    boxes(ax, predictions, "score", classes)
+    dots = {"color": PALETTE[0], "size": 2.5, "alpha": 0.6, "jitter": 0.25}
+    sns.stripplot(predictions, x="score", y="label", order=classes, ax=ax, **dots)
+    _rows(ax, [f"{label(name)} ({grade})" for grade, name in enumerate(classes, 1)])
+    ax.set(xticks=range(1, len(classes) + 1), xlim=(0.5, len(classes) + 0.5), title=title)
+    return _with(ax, xlabel="predicted severity score", ylabel="")
+
+
+def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -> Axes:
+    """Points with 95 % intervals (columns value, low, high): a row for each name in column
+    ``rows``, a colour for each in column ``series``. Empty where a series lacks a row."""
+    names = list(dict.fromkeys(table[rows]))
+    groups = table.groupby(series, sort=False) if series else [("", table)]
+    step = min(0.16, 0.7 / max(len(groups), 1))
+    for index, (name, group) in enumerate(groups):
+        values = group.set_index(rows).reindex(names)[["value", "low", "high"]].astype(float)
+        places = np.arange(len(names)) + step * (index - (len(groups) - 1) / 2)
+        spread = np.abs(values[["low", "high"]].T.to_numpy() - values["value"].to_numpy())
+        look = {"color": PALETTE[index % len(PALETTE)], "capsize": 2, "markersize": 4}
+        ax.errorbar(values["value"], places, xerr=spread, fmt="o", label=label(name), **look)
+    _rows(ax, names)
+    return ax
+
+
+def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
+    """Our values by protocol, and published ones as diamonds (``comparison.beside_published``)."""
+    names = beside["pipeline"].map(label) + ": " + beside["metric"].map(label)
+    with_intervals(ax, beside.assign(name=names), "name", "protocol")
+    published = beside["published"][~names.duplicated()]
+    ax.plot(published, range(len(published)), "D", mfc="none", color="black", label="published")
+    return _with(ax, title=title, xlabel="value with 95 % interval")
+
+
+def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> Axes:
+    """AUC by class, one point a fold (paper H, Fig. 7). Columns pipeline, label (class), value."""
+    rows = auc[auc["label"].isin(classes)].assign(pipeline=auc["pipeline"].map(label))
+    look = {"order": list(classes), "dodge": True, "jitter": False}
+    sns.stripplot(rows, x="value", y="label", hue="pipeline", ax=ax, **look)
+    _rows(ax, classes)
+    return _with(ax, title=title, xlabel="AUC", ylabel="")
+
+
+def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Axes:
+    """Accuracy against confidence (``calibration.reliability``), larger points for more images."""
+    filled = table[table["count"] > 0]
+    (line,) = ax.plot("confidence", "accuracy", data=filled, linewidth=1, label=name)
+    look = {"s": 12 + 240 * filled["count"] / filled["count"].sum(), "alpha": 0.7, "linewidth": 0}
+    ax.scatter("confidence", "accuracy", data=filled, color=line.get_color(), **look)
+    ax.axline((0, 0), (1, 1), zorder=1, **DASHED)
+    ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    return _with(ax, xlabel="confidence", ylabel="accuracy", title=title)
+
+
+def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> Axes:
+    """Error among the images kept, surest first (``calibration.risk_coverage``)."""
+    ax.step(curve["coverage"], curve["error"], where="pre", linewidth=1.2, label=label(name))
+    ax.set(xlim=(0, 1), ylim=(0, 1), title=title)
+    return _with(ax, xlabel="share of images kept", ylabel="error among them")
+
+
+def cascade(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Likeness to the trained network's maps as layers are randomised from the top down."""
+    with_intervals(ax, table, "layer", "form")
+    ax.axvline(0, color=GREY, linewidth=1)
+    return _with(ax, xlim=(-0.3, 1.05), xlabel="rank correlation", ylabel="randomised down to")
+
+
+def curves(ax: Axes, table: pd.DataFrame, title: str = "") -> Axes:
+    """Mean deletion or insertion curves (columns title, share, score); the last, a control, is
+    dashed."""
+    for name, rows in table.groupby("title", sort=False):
+        ax.plot(rows["share"], rows["score"], linewidth=1.4, label=name)
+    ax.lines[-1].set(linestyle="--", color="0.3")
+    return _with(ax, title=title, xlabel="share of pixels", ylabel="mean severity score")
+
+
+def _picture(ax: Axes, image: Array, title: str = "", **look) -> None:
+    ax.imshow(image, **look)
+    ax.set_title(title, fontsize=8)
+    ax.axis("off")
+
+
+def pictures(axes: Array, images: Array, titles: Sequence[str]) -> Array:
+    """uint8 images (n, 3, s, s) on the first n of ``axes``; the others stay empty."""
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles):
+        _picture(ax, image.transpose(1, 2, 0), title)
+    return axes
+
+
+def overlay(ax: Axes, image: Array, heat: Array, scale: float, title: str = "") -> Axes:
+    """A map (s, s) over the grey image uint8 (3, s, s); ``scale``: the value at full colour."""
+    _picture(ax, image.mean(axis=0), title, cmap="gray", vmin=0, vmax=255)
+    strength = np.clip(np.abs(heat) / scale, 0, 1)
+    ax.imshow(heat, cmap=DIVERGING, vmin=-scale, vmax=scale, alpha=0.75 * strength)
+    return ax
+
+
+def mask_outline(ax: Axes, image: Array, mask: Array, title: str = "") -> Axes:
+    """The image with the outlines of nucleus (solid) and cell (dashed), where they are in view."""
+    _picture(ax, image.transpose(1, 2, 0), title)
+    for region, width, dash in (([NUCLEUS], 1.2, "-"), ([NUCLEUS, CYTOPLASM], 0.8, "--")):
+        inside = np.isin(mask, region)
+        if inside.any() and not inside.all():
+            ax.contour(inside, levels=[0.5], colors="white", linewidths=width, linestyles=dash)
+    return ax
+
+
+def gallery(
+    axes: Array, images: Array, masks: Array, maps: Array, titles: Sequence[str], scale: float
+) -> Array:
+    """Paper H, Fig. 8: a column of ``axes`` (3, n) an image: outlines, map, map over the image.
+
+    ``scale``: the value at full colour, one for all maps; its bar stands on the right.
+    """
+    for column, image, mask, heat, title in zip(axes.T, images, masks, maps, titles):
+        mask_outline(column[0], image, mask, title)
+        _picture(column[1], heat, cmap=DIVERGING, vmin=-scale, vmax=scale)
+        overlay(column[2], image, heat, scale)
+    plt.colorbar(axes[1, -1].images[0], ax=axes[1:, -1], fraction=0.08, pad=0.04)
+    return axes
+
+
+def _coarse(maps: Array) -> Array:
+    """Mean positive map of maps (n, s, s), as means over squares, at most 32 along a side."""
+    step = -(-maps.shape[1] // 32)
+    return block_reduce(np.maximum(maps, 0).mean(axis=0), step, np.nanmean, cval=np.nan)
+
+
+def mean_maps(axes: Array, maps: Array, labels: Sequence[str], classes: Sequence[str]) -> Array:
+    """Mean positive map of each class on one of ``axes``, all on one scale; no image can be seen.
+
+    Drawn as areas of a coarse map: no bitmap, in a page that stays small.
+    """
+    labels = np.asarray(labels, dtype=object)
+    means = {name: _coarse(maps[labels == name]) for name in classes if (labels == name).any()}
+    top = max((mean.max() for mean in means.values()), default=0) or 1
+    look = {"levels": np.linspace(0, top, 11), "cmap": "Greys", "vmin": 0, "vmax": top}
+    for ax, name in zip(axes, classes):
+        if name in means:
+            ax.contourf(means[name], **look)
+            ax.invert_yaxis()
+        ax.set_title(f"{label(name)}, mean of {(labels == name).sum()}", fontsize=8)
+        ax.set(xticks=[], yticks=[], aspect="equal")
+    return axes
