@@ -7,10 +7,9 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
-# seaborn, fastai and captum warn of each other's deprecations; nothing here acts on them
-export PYTHONWARNINGS = ignore::FutureWarning,ignore::DeprecationWarning,ignore::UserWarning
-.PHONY: help lab reports adopt publish test bench lint clean unlock config lock
+.PHONY: help lab reports publish test bench lint clean unlock lock
 .DEFAULT_GOAL := help
+GIVEN = name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -24,32 +23,30 @@ help:  ## this list
 	@touch $@
 
 reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value"
-	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config $(GIVEN)
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
 
-adopt: .venv/.done  ## take published runs of the same recipe, data and split into a report, before `make reports` goes on: as for reports
-	$(PY) -m cervix_utils.adopting $(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
+	$(PY) -m tools.publish $(CONFIG)
 
-publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, and its table to README: CONFIG=cpu
-	$(PY) -m cervix_utils.publishing publish $(CONFIG)
-
-lab: .venv/.done  ## open JupyterLab on the notebooks
-	.venv/bin/jupyter lab --notebook-dir=notebooks
+lab: .venv/.done  ## open JupyterLab on the notebooks, on this machine alone
+	@if [ "$$(id -u)" = 0 ]; then echo "running as root: JupyterLab is started with --allow-root, on 127.0.0.1 alone"; fi
+	.venv/bin/jupyter lab --notebook-dir=notebooks --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: .venv/.done  ## everything that CI runs
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadfile
 
 bench: .venv/.done  ## speed and memory against something else, into benchmarks/results: BENCH="groups predict" for some
 	$(PY) -m benchmarks $(BENCH)
 
-lint: .venv/.done  ## ruff on code and notebooks
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+lint: .venv/.done  ## ruff on code and notebooks, import-linter on the layers
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports
 
 lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 unlock:  ## after a machine that died in the middle of `make reports`
-	.venv/bin/snakemake --unlock --cores 1 --config name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+	.venv/bin/snakemake --unlock --cores 1 --config $(GIVEN)
 
 clean:  ## remove what can be made again: caches and unpublished reports
 	rm -rf .cache .snakemake && find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name published -exec rm -rf {} +

@@ -1,0 +1,219 @@
+"""A finished report -> reports/published, which git carries; and its table -> README.md.
+
+``python -m tools.publish NAME``. Without a name README's table is made again, nothing else.
+"""
+
+import base64
+import html
+import json
+import re
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+
+from cervix_utils import paths
+from cervix_utils.data import datasets
+from cervix_utils.evaluation import metrics
+from cervix_utils.report import pages
+
+FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
+PAGES = "0[2-6]_*.html"  # of the notebooks that can be without pictures
+EXPLAINED = r"04_.*|attribution.*|photographs-.*"  # page, table and figures of notebook 4
+MADE = r"\d\d_.*\.html|.*\.svg|(attribution|{})\.csv\..*".format("|".join(datasets.DATASETS))
+XZ = {"method": "xz", "preset": 9}
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
+ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
+PLAIN = r'<span class="(?:n|p|o|w|nn|bp|fm|vm|nc|ne|kt)">(.*?)</span>'  # code that has no colour
+
+
+class PublishError(ValueError):
+    """A report is not fit to be published; the message says what is missing or too much."""
+
+
+# The gate
+
+
+def holds_bitmap(text: str) -> bool:
+    """Whether SVG or HTML holds a bitmap, also within SVG in ``data:`` addresses, at any depth."""
+    text = unquote(html.unescape(text))
+    bitmap = r"<(\w+:)?image[\s/]|data:image/(?!svg\+xml)"
+    if re.search(bitmap, text, re.IGNORECASE):
+        return True
+    codes = re.findall(ADDRESS, text)
+    return any(holds_bitmap(base64.b64decode(code).decode(errors="replace")) for code in codes)
+
+
+def check_page(page: Path) -> None:
+    """Raise PublishError where a page or the notebook beside it was made with, or has, pictures."""
+    book = pages.read(page.with_suffix(".ipynb"))
+    parameters = book.metadata.get("papermill", {}).get("parameters", {})
+    keys = [dataset.show_key for dataset in datasets.DATASETS.values()]
+    if shown := [key for key in keys if parameters.get(key)]:
+        raise PublishError(f"{page.name} was made with pictures: set {shown[0]} to false")
+    outputs = json.dumps([cell.get("outputs", []) for cell in book.cells])
+    other = re.search(r'"image/(?!svg\+xml)', outputs)
+    if other or holds_bitmap(outputs) or holds_bitmap(page.read_text("utf-8")):
+        raise PublishError(f"{page.name} holds a bitmap: only drawn lines and areas may be shared")
+
+
+def check_size(folder: Path) -> None:
+    """Raise PublishError where a folder has more files or bytes than git should carry."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    if len(sizes) > FILES or sum(sizes) > BYTES:
+        total = f"{len(sizes)} files, {sum(sizes):,} bytes"
+        raise PublishError(f"too much to publish ({total}): at most {FILES} and {BYTES:,}")
+
+
+# Small files
+
+
+def slim(svg: str) -> str:
+    """The same drawing in half the bytes: four digits a number, one name for each look."""
+    svg = re.sub(r"<\?xml.*?\?>|<!.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.4g}", svg)
+    svg = re.sub(r"\s+", " ", svg).replace("> <", "><")
+    svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r" ?([A-Za-z]) ?", r"\1", path[0]), svg)
+    names = {name: f"i{k}" for k, name in enumerate(dict.fromkeys(re.findall(LINK, svg)))}
+    svg = re.sub(ID, lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
+    svg = re.sub(LINK, lambda m: names[m[0]], svg)
+    svg = re.sub(r'="[^"<>]*"', lambda value: value[0].replace("'", ""), svg)  # names of fonts
+    looks = Counter(re.findall(r' style="([^"]*)"', svg)).most_common()
+    looks = {look: f"s{k}" for k, (look, n) in enumerate(looks) if n > 1}
+    for look, name in looks.items():
+        svg = svg.replace(f' style="{look}"', f' class="{name}"')
+    rules = "".join(f".{name}{{{look}}}" for look, name in looks.items())
+    return svg.replace("</style>", f"{rules}</style>", 1)
+
+
+def _address(match: re.Match) -> str:
+    """A figure's address in a page: slim, and readable instead of base64."""
+    svg = slim(base64.b64decode(match[1]).decode())
+    return "data:image/svg+xml," + svg.replace("%", "%25").replace("#", "%23").replace('"', "'")
+
+
+def slim_page(page: str) -> str:
+    """A page with slim figures, and without the marks of code that have no colour."""
+    return re.sub(PLAIN, r"\1", re.sub(ADDRESS, _address, page))
+
+
+# What is published
+
+
+def _write_runs(report: Path, tasks: Sequence[str], to: Path) -> None:
+    """recipes.jsonl and histories.csv: one line a run, one row an epoch."""
+    recipes, histories = [], []
+    for task in tasks:
+        for folder in pages.run_folders(report, task):
+            recipe = paths.public(json.loads((folder / "recipe.json").read_text()))
+            place = {"predictions": f"{task}.csv.xz", "run": folder.name}
+            place |= {key: recipe[key] for key in ("task", "pipeline", "protocol", "fold")}
+            recipes.append(json.dumps(place | recipe))
+            history = pd.read_csv(folder / "history.csv")
+            histories.append(pd.DataFrame([place]).merge(history, how="cross"))
+    (to / "recipes.jsonl").write_text("\n".join(recipes) + "\n")
+    pd.concat(histories).to_csv(to / "histories.csv", index=False)
+
+
+def _write_figures(page: Path, folder: Path) -> None:
+    """The figures of cells tagged ``figure-<title>``, the first of each cell."""
+    book = pages.read(page.with_suffix(".ipynb"))
+    for tag in {tag for cell in book.cells for tag in cell.metadata.get("tags", [])}:
+        drawn = pages.figures(book, tag) if tag.startswith("figure-") else []
+        for svg in drawn[:1]:
+            (folder / f"{tag.removeprefix('figure-')}.svg").write_text(slim(svg))
+
+
+def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
+    """Write all that is published of the report ``source`` into a folder."""
+    for file in ("results.csv", "run.json"):
+        shutil.copyfile(source / file, draft / file)
+    tables = metrics.read(source)
+    for task, frame in tables.items():
+        frame.to_csv(draft / f"{task}.csv.xz", index=False, compression=XZ)
+    _write_runs(source, list(tables), draft)
+    (draft / "figures").mkdir(exist_ok=True)
+    for page in html_pages:
+        (draft / page.name).write_text(slim_page(page.read_text("utf-8")), "utf-8")
+        if page.name.startswith(("04", "05")):
+            _write_figures(page, draft / "figures")
+    if (source / "attribution.csv").is_file():
+        attribution = pd.read_csv(source / "attribution.csv", dtype=str, keep_default_na=False)
+        attribution.to_csv(draft / "attribution.csv.xz", index=False, compression=XZ)
+
+
+def publish(name: str) -> Path:
+    """Put what may be shared of ``reports/<name>`` in the place of ``reports/published``.
+
+    Models and pictures stay behind. The new folder is made beside the old one and then takes its
+    place, so that a failure leaves the old one as it was. Files that this does not make are kept,
+    and those of notebook 4 where the report has none. Raises PublishError where the report is not
+    whole, was made with pictures, or is too large.
+    """
+    source, target = paths.reports_dir(name), paths.reports_dir("published")
+    for file in ("results.csv", "run.json", "05_comparison.ipynb"):
+        if not (source / file).is_file():
+            raise PublishError(f"{source / file} is missing: make reports CONFIG={name} first")
+    html_pages = sorted(source.glob(PAGES))
+    for page in html_pages:
+        check_page(page)
+    kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else EXPLAINED
+    draft, old = (target.with_name(f".published.{uuid.uuid4().hex}") for _ in range(2))
+
+    def replaced(_folder: str, names: list[str]) -> list[str]:
+        return [file for file in names if re.fullmatch(MADE, file) and not re.match(kept, file)]
+
+    try:
+        target.mkdir(exist_ok=True)
+        shutil.copytree(target, draft, ignore=replaced)
+        _fill(draft, source, html_pages)
+        check_size(draft)
+        target.rename(old)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(old)
+    return target
+
+
+def results_table(results: pd.DataFrame) -> str:
+    """README's tables in Markdown, see ``pages.headline``; a pipeline is named in its first row."""
+    lines = []
+    for dataset, table in pages.headline(results):
+        again = table["pipeline"].duplicated()
+        table.loc[again, ["pipeline", "folds"]] = ""
+        rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+        lines += [f"**{dataset.title}**", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join(lines).strip()
+
+
+def with_table(readme: str, results: pd.DataFrame) -> str:
+    """The text of a README with the tables of ``results`` between its two marks."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise PublishError(f"README.md needs one line '{BEGIN}' and one line '{END}'")
+    made = f"{BEGIN}\n\n{results_table(results)}\n\n{END}"
+    return re.sub(f"{BEGIN}.*{END}", lambda _: made, readme, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Publish the report named, if any, and make README's table; SystemExit with what is wrong."""
+    try:
+        for name in arguments:
+            print(publish(name))
+        results = paths.reports_dir("published") / "results.csv"
+        readme = paths.ROOT / "README.md"
+        text = with_table(readme.read_text(), pd.read_csv(results, dtype={"fold": str}))
+        with paths.whole(readme) as draft:
+            draft.write_text(text)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,190 @@
+"""A configuration -> the notebooks to execute, with their parameters; and the steps of the
+workflow."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from cervix_utils import config, paths
+from cervix_utils.data import datasets
+from cervix_utils.report import pages
+
+PHOTOGRAPHS, CELLS = "02_colposcopy_resnet50", "03_herlev_resnet101"
+EXPLAIN, COMPARE, CALIBRATE = "04_explainability", "05_comparison", "06_calibration"
+BY_FOLD = {PHOTOGRAPHS: "colposcopy", CELLS: "herlev"}  # notebook -> prefix of its keys
+
+
+def plan(
+    name: str, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(settings, jobs) of ``config/<name>.yaml`` with ``overrides``; a job is a page and its
+    parameters.
+
+    All that can be checked beforehand is checked here, before anything runs: keys and types, folds,
+    device, data folders and weights files. Raises ConfigError with every problem found.
+    """
+    values = config.read(name, overrides)
+    by_workflow = [key for key, entry in config.schema().items() if "set_by" in entry]
+    problems = [f"key '{key}' is set by the workflow" for key in values if key in by_workflow]
+    settings, wrong = config.examine(values)
+    problems += dict.fromkeys(wrong + _problems(settings))  # each once
+    config.refuse(problems, f"{name}.yaml with SET" if overrides else f"{name}.yaml")
+    settings["report_name"] = name
+    jobs: dict[str, dict[str, Any]] = {"01_data_exploration": {}}
+    places = {}
+    for notebook, prefix in BY_FOLD.items():
+        for protocol in settings[f"{prefix}_protocols"]:
+            for fold in settings[f"{prefix}_folds"]:
+                place = {"protocol": protocol, "fold": fold}
+                jobs[f"{notebook}_{protocol}-{fold}"] = place
+                task = settings[f"{prefix}_task"]
+                places[f"{notebook}_{protocol}-{fold}"] = paths.page_name(task, protocol, fold)
+    if settings["attribution_images"]:
+        jobs[EXPLAIN] = _explained(settings)
+    jobs |= {
+        COMPARE: {"page_names": list(places.values())},
+        CALIBRATE: {"page_names": list(places.values())},
+    }
+    complete = {}
+    for page, values in sorted(jobs.items()):
+        keys = config.keys_of(notebook_of(page))
+        complete[page] = {key: (settings | values)[key] for key in keys}
+    return settings, complete
+
+
+def _explained(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of notebook 4: the first protocol and fold of each task, the last recipe of paper
+    C."""
+    first = {}
+    for name, prefix in (("cells_page", "herlev"), ("photographs_page", "colposcopy")):
+        protocol, fold = settings[f"{prefix}_protocols"][0], settings[f"{prefix}_folds"][0]
+        first[name] = paths.page_name(settings[f"{prefix}_task"], protocol, fold)
+    return first | {"photographs_pipeline": settings["colposcopy_pipelines"][-1]}
+
+
+def _problems(settings: Mapping[str, Any]) -> list[str]:
+    """What would fail later, one sentence each."""
+    problems = []
+    for task in (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"]):
+        try:
+            datasets.find(settings["data_root"], task, settings["seed"])
+        except datasets.DataError as error:
+            problems.append(str(error))
+    wanted = settings["weights_resnet50"], settings["weights_resnet101"]
+    if wanted[0] == "grown" or wanted == ("none", "grown"):
+        problems.append("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")
+    for key in ("weights_resnet50", "weights_resnet101"):
+        file = paths.resolve(settings[key])
+        if settings[key] not in ("none", "imagenet", "grown") and not file.is_file():
+            problems.append(f"{key}: there is no file {file}; give a path, 'imagenet' or 'none'")
+    folds = settings["herlev_n_folds"]
+    if wrong := [fold for fold in settings["herlev_folds"] if fold >= folds]:
+        problems.append(f"herlev_folds: {wrong} do not exist; herlev_n_folds is {folds}, from 0")
+    explained = settings["attribution_pipeline"]
+    if settings["attribution_images"] and explained not in settings["herlev_pipelines"]:
+        problems.append(f"attribution_pipeline: {explained} is not among herlev_pipelines")
+    return problems + _problems_of_trainings(settings)
+
+
+def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
+    """Pipelines, architectures and a device that are not to be had; PyTorch is asked only if need
+    be."""
+    from cervix_utils.training import recipes  # here: a finished report needs none of it
+
+    problems = []
+    for prefix in BY_FOLD.values():
+        for pipeline in settings[f"{prefix}_pipelines"]:
+            place = {"protocol": settings[f"{prefix}_protocols"][0], "fold": 0}
+            try:
+                recipes.make({**settings, **place}, prefix, pipeline)
+            except (recipes.RecipeError, datasets.DataError) as error:
+                problems.append(f"{prefix}_pipelines: {error}")
+    usual = {"resnet18", "resnet50", "resnet101"}
+    if others := {settings[f"{prefix}_architecture"] for prefix in BY_FOLD.values()} - usual:
+        from torchvision import models
+
+        unknown = sorted(others - set(models.list_models(models)))
+        problems += [f"architecture '{name}' is none of torchvision's" for name in unknown]
+    if settings["device"] == "cuda":
+        from cervix_utils.training import learners
+
+        try:
+            learners.pick_device("cuda")
+        except learners.DeviceError as error:
+            problems.append(str(error))
+    return problems
+
+
+def notebook_of(page: str) -> str:
+    """The notebook behind a page: ``03_herlev_resnet101_grouped-0`` -> ``03_herlev_resnet101``."""
+    return re.sub(r"_(paper|grouped|train_only)-\d+$", "", page)
+
+
+def tables_of(page: str, jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the tables of predictions that a page writes (notebooks 2, 3) or reads (4, 5, 6)."""
+    values, notebook = jobs[page], notebook_of(page)
+    if notebook in BY_FOLD:
+        task = values[f"{BY_FOLD[notebook]}_task"]
+        return [paths.page_name(task, values["protocol"], values["fold"])]
+    if notebook == EXPLAIN:
+        return [values["cells_page"], values["photographs_page"]]
+    return values.get("page_names", [])
+
+
+def uses_gpu(settings: Mapping[str, Any]) -> bool:
+    """Whether training jobs will share a GPU and must wait for each other (PyTorch is not
+    imported)."""
+    return settings["device"] != "cpu" and shutil.which("nvidia-smi") is not None
+
+
+def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
+    """Run a notebook by papermill, its prints going to the terminal; ``output`` only when every
+    cell ran.
+
+    papermill leaves cells marked completed after a dead kernel or an interrupt: only an exit
+    without an exception counts. A failed notebook stays beside its place as
+    ``.<name>.partial.ipynb``.
+    """
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    print(f"--- {output.stem} starts", flush=True)
+    options = {"progress_bar": False, "stdout_file": sys.stdout, "stderr_file": sys.stderr}
+    kernel = {"cwd": Path.cwd(), "extra_arguments": ["--IPKernelApp.log_level=50"]}
+    try:
+        papermill.execute_notebook(notebook, partial, dict(values), **options, **kernel)
+    except PapermillExecutionError as error:
+        line = next((line for line in reversed(error.traceback) if line.strip()), "")
+        where = f"cell {error.cell_index + 1} (In [{error.exec_count}])"
+        sys.exit(
+            f"\n--- {output.stem} FAILED in {where}:\n\n{error.source}\n\n"
+            f"{error.ename}: {error.evalue or line}\n\nThe notebook as far as it came: {partial}"
+        )
+    partial.replace(output)
+    print(f"--- {output.stem} done", flush=True)
+
+
+def index(name: str, settings: Mapping[str, Any], stems: list[str]) -> None:
+    """Write run.json, the model cards and index.html of ``reports/<name>``; remove other pages."""
+    out, fingerprints = paths.reports_dir(name), {}
+    for key in ("herlev_task", "colposcopy_task"):
+        table, _ = datasets.load(settings["data_root"], settings[key], settings["seed"])
+        fingerprints[settings[key]] = datasets.fingerprint(table)
+    pages.write_run_json(out, settings, fingerprints, stems)
+    pages.write_index(out, name, stems)
+
+
+if __name__ == "__main__":
+    step, *arguments = sys.argv[1:]
+    if step == "execute":
+        execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
+    elif step == "page":
+        pages.to_html(Path(arguments[0]), Path(arguments[1]))
+    else:
+        index(arguments[0], *map(json.loads, arguments[1:]))
