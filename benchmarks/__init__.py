@@ -1,1 +1,2 @@
-"""Speed and memory, always against something measured in the same run: `make bench`. See README.md here."""
+"""Speed and memory, always against something measured in the same run: `make bench`. See README.md
+here."""

@@ -1,15 +1,15 @@
-"""`make bench`: each comparison in turn, its sides alternating in fresh processes; results/<machine>.csv and .svg.
+"""`make bench`: each comparison in turn, its sides alternating in fresh processes.
 
-python -m benchmarks                     # everything, about 40 minutes on 2 cores
+python -m benchmarks                     # everything, about 50 minutes on 2 cores
 python -m benchmarks groups predict      # some of them; the others' rows are kept
 python -m benchmarks --rounds 1 train    # a first look
+
+Results: results/<machine>.csv and .svg. Pictures and caches: a folder in TMPDIR, kept.
 """
 
 import argparse
 import datetime
-import io
 import json
-import math
 import os
 import platform
 import re
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,377 +31,352 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from cervix_utils import devices, paths, synthetic
+from cervix_utils import paths
+from cervix_utils.data import demo
+from cervix_utils.training import learners
 
-HERE = Path(__file__).parent
-MAKEFILE = {
-    name: value
-    for name, value in re.findall(r"^export (\w+) = (.*)$", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
-    if name.startswith("MALLOC")
-}
-TRAINED = {"resnet101": ("herlev", 128), "resnet50": ("colposcopy", 224)}
-COLUMNS = ["what", "against", "unit", "ours", "other", "ratio", "low", "high", "aim", "rounds", "note"]
+RESULTS = Path(__file__).parent / "results"
+SCRATCH = Path(tempfile.gettempdir()) / "cervix-benchmarks"
+TRAINED = {"resnet101": 128, "resnet50": 224}  # network -> side in pixels
+OTHERS = {"stock": ("stock fastai", "3"), "bare": ("bare loop in memory", "0.92")}
+THEIRS = ("stock", "plain", "captum", "pairs")  # what the names of the other sides end in
+SHOWN = ["what", "against", "ours", "other", "ratio", "aim", "note"]
+Side = tuple[str, dict]  # a function of sides.py and its arguments
+
+
+def environment(side: str) -> dict[str, str]:
+    """Our sides get the variables that the Makefile gives to every command, the others do not."""
+    text = (paths.ROOT / "Makefile").read_text()
+    ours = dict(re.findall(r"^export (MALLOC\w+) = (.*)$", text, re.MULTILINE))
+    shared = {"PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    shared["CERVIX_CACHE"] = str(SCRATCH / "cache")
+    return {**os.environ, **shared, **({} if side.endswith(THEIRS) else ours)}
 
 
 def run(side: str, **arguments) -> dict:
-    """One side in a fresh process; sides of ours get the environment that the Makefile gives to every command."""
-    ours = "ours" in side or side in ("train_bare", "read_folder", "memory_of_training", "split_folds", "accuracy_of")
-    env = os.environ | (MAKEFILE if ours else {}) | {"PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
-    env["CERVIX_CACHE"] = str(SCRATCH / "cache")
+    """One side in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.sides", side, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=paths.ROOT, env=env, capture_output=True, text=True, check=False)
+    options = {"cwd": paths.ROOT, "env": environment(side), "capture_output": True, "text": True}
+    done = subprocess.run(command, check=False, **options)
     if done.returncode:
         raise SystemExit(f"benchmark side {side} {arguments} failed:\n{done.stderr[-3000:]}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"  {side} {arguments if len(str(arguments)) < 200 else ''}  {result['seconds']:.3f} s", flush=True)
+    print(f"  {side} {arguments}  {result['seconds']:.3f} s", flush=True)
     return result
 
 
-def alternate(sides: dict[str, tuple[str, dict]], rounds: int) -> dict[str, list[dict]]:
+def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict]]:
     """Every side once a round, in turn, so that a machine that slows down slows all of them."""
-    found = {name: [] for name in sides}
+    results = {name: [] for name in sides}
     for _ in range(rounds):
         for name, (side, arguments) in sides.items():
-            found[name].append(run(side, **arguments))
-    return found
+            results[name].append(run(side, **arguments))
+    return results
 
 
 def rates(results: list[dict]) -> list[float]:
-    return [r["work"] / r["seconds"] for r in results]
+    """Units of work a second of each round."""
+    return [result["work"] / result["seconds"] for result in results]
 
 
-def row(
-    what: str, against: str, unit: str, ours: list[float], other: list[float], aim: str = "", note: str = ""
-) -> dict:
+def row(what, against, unit, ours: list[float], other: list[float], aim="", note="") -> dict:
     """Medians, and the ratio ours / other pair by pair: median, smallest, largest."""
-    ratio = [a / b for a, b in zip(ours, other)]
-    middle = statistics.median
-    numbers = {
-        "ours": middle(ours),
-        "other": middle(other),
-        "ratio": middle(ratio),
-        "low": min(ratio),
-        "high": max(ratio),
-    }
-    return dict(what=what, against=against, unit=unit, aim=aim, rounds=len(ours), note=note) | {
-        key: float(f"{value:.4g}") for key, value in numbers.items()
-    }
+    ratios = [a / b for a, b in zip(ours, other)]
+    values = {"ours": statistics.median(ours), "other": statistics.median(other)}
+    values |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    numbers = {name: float(f"{value:.4g}") for name, value in values.items()}
+    words = {"what": what, "against": against, "unit": unit}
+    return {**words, **numbers, "aim": aim, "rounds": len(ours), "note": note}
 
 
-def train(rounds: int, device: str = "auto") -> list[dict]:
+def rate_row(what, against, unit, results: Mapping[str, list[dict]], aim="", note="") -> dict:
+    """``row`` of the rates of two sides, ours first."""
+    ours, other = results.values()
+    return row(what, against, unit, rates(ours), rates(other), aim, note)
+
+
+def imports(rounds: int) -> list[dict]:
+    """Seconds of each notebook's import cell, interpreter included; a first round fills the file
+    cache."""
+    stock = "from fastai.vision.all import *"
+    cells = {"stock": stock}
+    for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        content = json.loads(notebook.read_text())["cells"]
+        first = next(cell for cell in content if cell["cell_type"] == "code")
+        cells[notebook.stem] = "".join(first["source"])
+    seconds = {name: [] for name in cells}
+    for _ in range(rounds + 1):
+        for name, code in cells.items():
+            seconds[name].append(timed([sys.executable, "-W", "ignore", "-c", code]))
+    against = seconds.pop("stock")[1:]
+    rows = [(f"imports of {name}", times[1:]) for name, times in seconds.items()]
+    return [row(what, stock, "s", times, against, "0.7") for what, times in rows]
+
+
+def timed(command: list[str], **variables: str) -> float:
+    """Seconds that a command takes."""
+    start, env = time.perf_counter(), {**os.environ, **variables}
+    subprocess.run(command, cwd=paths.ROOT, check=True, capture_output=True, env=env)
+    return time.perf_counter() - start
+
+
+def groups(rounds: int) -> list[dict]:
+    """Near-duplicates among hashes, against all pairs in Python."""
+    sides = {name: (f"groups_{name}", {"n": 8215}) for name in ("ours", "pairs")}
+    words = "near-duplicates among 8215 hashes", "all pairs in Python", "images/s"
+    return [rate_row(*words, alternate(sides, rounds), "5")]
+
+
+def drawn() -> list[Path]:
+    """A few drawn photographs, drawn once."""
+    folder = SCRATCH / "drawn"
+    if not folder.exists():
+        with paths.whole(folder) as draft:
+            demo.write_demo(draft, 1, 2, 12)
+    return sorted((folder / "mobileodt").rglob("train/**/*.jpg"))
+
+
+def many_photographs() -> str:
+    """Folder of 8215 different photographs of 512 x 512 pixels, drawn once."""
+    folder, small = SCRATCH / "many-512", drawn()
+    if not folder.exists():
+        with paths.whole(folder) as draft:
+            for k in range(8215):
+                picture = Image.open(small[k % len(small)]).convert("RGB").resize((512, 512))
+                picture.putpixel((k % 240, k // 240), (255, 0, k % 256))
+                file = draft / f"train/Type_{1 + k % 3}/{k}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(file, quality=90)
+    return str(folder)
+
+
+def large_photographs() -> str:
+    """Folder of 200 JPEGs of 4128 x 3096 pixels with the grain of a camera, drawn once."""
+    folder, small, draw = SCRATCH / "large", drawn(), np.random.default_rng(0)
+    if not folder.exists():
+        grain = draw.normal(0, 3, (4128, 3096, 3)).astype(np.float32)
+        with paths.whole(folder) as draft:
+            draft.mkdir()
+            for k in range(200):
+                scene = Image.open(small[k % len(small)]).convert("RGB")
+                scene = scene.resize((3096, 4128), Image.Resampling.BICUBIC)
+                moved = np.roll(grain, int(draw.integers(4000)), axis=0)
+                pixels = (np.asarray(scene, np.float32) + moved).clip(0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(draft / f"{k}.jpg", quality=90)
+    return str(folder)
+
+
+def reading(rounds: int) -> list[dict]:
+    """A folder of 8215 photographs read and checked, on all cores and on one."""
+    folder, cores = many_photographs(), os.cpu_count()
+    numbers = {"all": cores, "one": 1}
+    sides = {name: ("read_folder", {"folder": folder, "cores": n}) for name, n in numbers.items()}
+    what = f"reading and checking 8215 photographs, {cores} cores"
+    return [rate_row(what, "one core", "files/s", alternate(sides, rounds), f"near {cores}")]
+
+
+def predict(rounds: int) -> list[dict]:
+    """Prediction with four views of each picture."""
+    both = {"n": 128, "size": 128}
+    results = alternate({"ours": ("predict_ours", both), "plain": ("predict_plain", both)}, rounds)
+    what = "prediction with 4 flips, ResNet-101 128 px"
+    return [rate_row(what, "plain loop in float32", "img/s", results, "2")]
+
+
+def explain(rounds: int) -> list[dict]:
+    """Integrated Gradients at captum's 50 steps, and how far the map is from one of 400 steps."""
+    both, files = {"n": 4, "size": 128}, [str(SCRATCH / f"{k}.npy") for k in (50, 400)]
+    sides = {"ours": ("ig_ours", both | {"keep": files[0]}), "captum": ("ig_captum", both)}
+    results = alternate(sides, rounds)
+    run("ig_ours", **both, steps=400, keep=files[1])
+    few, many = map(np.load, files)
+    error = abs(few - many).sum() / abs(many).sum()
+    ours, other = (statistics.median(r["delta"] for r in side) for side in results.values())
+    note = f"median delta {ours:.2g} against {other:.2g}; map {error:.0%} from 400 steps"
+    what = "Integrated Gradients, ResNet-101 128 px, 50 steps"
+    return [rate_row(what, "captum's defaults", "img/s", results, "3", note)]
+
+
+def bounded(rounds: int) -> list[dict]:
+    """Integrated Gradients of a trained network until the delta of each of five cells is under 0.1
+    grades, against captum with the fewest of 64, 128, ... steps that do as well."""
+    places = {name: os.environ.get(f"CERVIX_{name.upper()}") for name in ("run", "data")}
+    if not all(places.values()):
+        print("  left out: needs CERVIX_RUN=<run folder with weights> and CERVIX_DATA=<folder>")
+        return []
+    both = places | {"n": 5}
+    sides = {"ours": ("ig_ours", both | {"steps": 16, "bound": 0.1}), "50": ("ig_captum", both)}
+    results = alternate(sides, rounds)
+    ours, steps = results["ours"], 64
+    other = [run("ig_captum", **both, steps=steps)]
+    while other[0]["largest"] > ours[0]["largest"] and steps < 512:
+        steps *= 2
+        other = [run("ig_captum", **both, steps=steps)]
+    what = "Integrated Gradients of a trained network, delta of every image under 0.1 grades"
+    rows = []
+    for against, theirs in (
+        (f"captum, {steps} steps", other),
+        ("captum's defaults", results["50"]),
+    ):
+        taken = f"largest delta {ours[0]['largest']:.2g} with {ours[0]['steps']:.0f} steps an image"
+        note, aim = f"{taken}, against {theirs[0]['largest']:.2g}", "" if theirs != other else "3"
+        pair = {"ours": ours[: len(theirs)], "theirs": theirs}
+        rows.append(rate_row(what, against, "img/s", pair, aim, note))
+    return rows
+
+
+def train(rounds: int) -> list[dict]:
     """Whole fits with augmentation, against stock fastai and against a bare loop."""
     rows = []
-    for architecture, (task, size) in TRAINED.items():
-        both = dict(folder="demo", task=task, architecture=architecture, size=size, batch=32, n=256, device=device)
-        found = alternate(
-            {"ours": ("train_ours", both), "bare": ("train_bare", both), "stock": ("train_stock", both)}, rounds
-        )
-        products = [run("matrix_rate", device=device) for _ in range(3)]
-        peak = statistics.median(r["tflops"] for r in products)
-        used = statistics.median(r["tflops"] for r in found["bare"])
-        name = f"training {architecture} {size} px"
-        rows += [
-            row(name, "stock fastai", "img/s", rates(found["ours"]), rates(found["stock"]), "3"),
-            row(name, "bare loop in memory", "img/s", rates(found["ours"]), rates(found["bare"]), "0.92"),
-            row(
-                f"matrix rate in the bare loop, {architecture}",
-                f"2048^3 product in {products[0]['precision']}",
-                "TFLOP/s",
-                [used],
-                [peak],
-            ),
-        ]
+    for architecture, size in TRAINED.items():
+        both = {"architecture": architecture, "size": size, "batch": 32, "n": 256}
+        sides = {name: (f"train_{name}", both) for name in ("ours", "bare", "stock")}
+        results = alternate(sides, rounds)
+        products = [run("matrix_rate") for _ in range(3)]
+        what, ours = f"training {architecture} {size} px", rates(results["ours"])
+        for name, (against, aim) in OTHERS.items():
+            rows.append(row(what, against, "img/s", ours, rates(results[name]), aim))
+        used, best = ([r["tflops"] for r in some] for some in (results["bare"], products))
+        used, best = [statistics.median(used)], [statistics.median(best)]
+        product = f"2048^3 product in {products[0]['precision']}"
+        words = f"matrix rate in the bare loop, {architecture}", product, "TFLOP/s"
+        rows.append(row(*words, used, best))
     return rows
 
 
 def gpu(rounds: int) -> list[dict]:
-    """Whole fits on a GPU, as shipped and compiled, against stock fastai in float32 and in its `to_fp16`."""
+    """Whole fits on a GPU, as shipped and compiled, against stock fastai in float32 and in its
+    `to_fp16`."""
     if not torch.cuda.is_available():
         print("  left out: PyTorch sees no CUDA GPU")
         return []
     rows = []
-    for architecture, (task, size) in TRAINED.items():
-        both = dict(folder="demo", task=task, architecture=architecture, size=size, batch=64, n=8192)
-        sides = {
-            "as shipped": ("train_ours", both),
-            "torch.compile": ("train_ours", both | {"compiled": True}),
-            "float32": ("train_stock", both),
-            "to_fp16": ("train_stock", both | {"half": True}),
-        }
-        found = alternate(sides, rounds)
-        for ours in list(sides)[:2]:
-            busy = statistics.median(r["busy"] or 0 for r in found[ours])
-            for other, aim in (("float32", "2.5"), ("to_fp16", "1.2")):
-                what = f"training {architecture} {size} px on a GPU, {ours}"
-                both_rates = rates(found[ours]), rates(found[other])
-                rows.append(row(what, f"stock fastai, {other}", "img/s", *both_rates, aim, f"GPU busy {busy:.0f} %"))
+    for architecture, size in TRAINED.items():
+        both = {"architecture": architecture, "size": size, "batch": 64, "n": 8192}
+        ours = {"as shipped": {}, "torch.compile": {"compiled": True}}
+        stock = {"float32": {}, "to_fp16": {"half": True}}
+        sides = {name: ("train_ours", both | change) for name, change in ours.items()}
+        sides |= {name: ("train_stock", both | change) for name, change in stock.items()}
+        results = alternate(sides, rounds)
+        for way in ours:
+            busy = statistics.median(result["busy"] or 0 for result in results[way])
+            what = f"training {architecture} {size} px on a GPU, {way}"
+            for name, aim in zip(stock, ("2.5", "1.2")):
+                pair, note = {way: results[way], name: results[name]}, f"GPU busy {busy:.0f} %"
+                rows.append(rate_row(what, f"stock fastai, {name}", "img/s", pair, aim, note))
     return rows
 
 
 def large(rounds: int) -> list[dict]:
     """First epoch from 200 JPEGs of 12 megapixels."""
-    files = big_files(200)
-    rows = []
-    for network in (False, True):
-        both = dict(files=files, size=224, network=network)
-        found = alternate({"ours": ("epoch_ours", both), "stock": ("epoch_stock", both)}, rounds)
-        what = "first epoch of 12-megapixel JPEGs, " + ("ResNet-50, 224 px" if network else "reading alone")
-        second = [r["second"] for r in found["ours"]]
-        rows.append(
-            row(what, "stock fastai", "img/s", rates(found["ours"]), rates(found["stock"]), "8",
-                f"second epoch {statistics.median(second):.1f} s")
-        )  # fmt: skip
+    folder, rows = large_photographs(), []
+    for network, words in ((False, "reading alone"), (True, "ResNet-50, 224 px")):
+        both = {"folder": folder, "size": 224, "network": network}
+        sides = {name: (f"epoch_{name}", both) for name in ("ours", "stock")}
+        results = alternate(sides, rounds)
+        second = statistics.median(result["second"] for result in results["ours"])
+        what, note = f"first epoch of 12-megapixel JPEGs, {words}", f"second epoch {second:.1f} s"
+        rows.append(rate_row(what, "stock fastai", "img/s", results, "8", note))
     return rows
-
-
-def big_files(n: int) -> list[str]:
-    """JPEGs of 4128 x 3096 with the grain of a camera, drawn once."""
-    folder = SCRATCH / "large"
-    folder.mkdir(exist_ok=True)
-    small = sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
-    rng = np.random.default_rng(0)
-    grain = rng.normal(0, 3, (4128, 3096, 3)).astype(np.float32)
-    for k in range(n):
-        file = folder / f"{k}.jpg"
-        if not file.exists():
-            scene = Image.open(small[k % len(small)]).convert("RGB").resize((3096, 4128), Image.Resampling.BICUBIC)
-            pixels = np.asarray(scene, np.float32) + np.roll(grain, int(rng.integers(4000)), axis=0)
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, quality=90)
-    return [str(folder / f"{k}.jpg") for k in range(n)]
 
 
 def memory(rounds: int) -> list[dict]:
     """Anonymous memory while training over more and more photographs."""
-    files = [
-        str(f)
-        for f in sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
-    ]
-    few, many = (run("memory_of_training", files=files, n=n, size=224) for n in (1000, 8215))
+    both = {"folder": many_photographs(), "size": 224}
+    few, many = (run("memory_of_training", **both, n=n) for n in (1000, 8215))
     note = f"decoded data {few['data_mb']:.0f} and {many['data_mb']:.0f} MB"
+    words = "peak memory, 8215 photographs at 224 px", "1000 photographs", "MB"
+    return [row(*words, [many["peak_mb"]], [few["peak_mb"]], "1", note)]
+
+
+def quantities() -> list[tuple[str, str, str, list[int], dict]]:
+    """What grows in ``curves``: in words, the side, its argument that grows, values, the others."""
+    epoch, train, memory = "one epoch of ResNet-50", "train_ours", "memory_of_training"
+    resnet = {"architecture": "resnet50", "batch": 16}
+    small, pictures = resnet | {"size": 64}, {"folder": many_photographs(), "size": 224}
+    few, alike = {"n": 3000}, "groups and folds"
+    hashes, images = [3000, 10_000, 30_000, 100_000], [1000, 3000, 10_000, 30_000]
+    sides, passes = [64, 96, 128, 192, 256], [1000, 2000, 4000, 8000]
     return [
-        row(
-            "peak memory, 8215 photographs at 224 px",
-            "1000 photographs",
-            "MB",
-            [many["peak_mb"]],
-            [few["peak_mb"]],
-            "1",
-            note,
-        )
+        (f"images, {epoch} at 64 px", train, "n", [128, 256, 512, 1024], small),
+        (f"side in pixels, {epoch}", train, "size", sides, resnet | {"n": 64}),
+        (f"classes, {epoch} at 64 px", train, "classes", [3, 30, 300, 3000], small | {"n": 128}),
+        ("images, decoding and one pass at 224 px", memory, "n", passes, pictures),
+        ("hashes, near-duplicates", "groups_ours", "n", hashes, {}),
+        (f"images, {alike}", "split_folds", "n", images, {"folds": 4}),
+        (f"folds, {alike} of 3000 images", "split_folds", "folds", [2, 4, 8, 16], few),
     ]
-
-
-def predict(rounds: int) -> list[dict]:
-    both = dict(n=128, size=128)
-    found = alternate({"ours": ("predict_ours", both), "other": ("predict_plain", both)}, rounds)
-    return [
-        row(
-            "prediction with 4 flips, ResNet-101 128 px",
-            "plain loop in float32",
-            "img/s",
-            rates(found["ours"]),
-            rates(found["other"]),
-            "2",
-        )
-    ]
-
-
-def explain(rounds: int) -> list[dict]:
-    """Speed at captum's 50 steps, and what bf16 (where the processor has it) does to a map: its distance from one of 400
-    steps in float32."""
-    both, kinds = dict(n=4, size=128), list(dict.fromkeys(["float32", devices.pick_device("cpu")[1]]))
-    kept = {name: str(SCRATCH / f"{name}.npy") for name in (*kinds, "many")}
-    sides = {name: ("ig_ours", both | dict(precision=name, keep=kept[name])) for name in kinds}
-    found = alternate(sides | {"captum": ("ig_captum", both)}, rounds)
-    run("ig_ours", **both, steps=400, keep=kept["many"])
-    maps = {name: np.load(file) for name, file in kept.items()}
-    deltas = {name: statistics.median(r["delta"] for r in results) for name, results in found.items()}
-    rows = []
-    for name in sides:
-        error = abs(maps[name] - maps["many"]).sum() / abs(maps["many"]).sum()
-        note = f"median delta {deltas[name]:.2g} against {deltas['captum']:.2g}; map {error:.0%} from 400 steps"
-        what = f"Integrated Gradients, ResNet-101 128 px, 50 steps, {name}"
-        rows.append(row(what, "captum's defaults", "img/s", rates(found[name]), rates(found["captum"]), "3", note))
-    return rows
-
-
-def bounded(rounds: int) -> list[dict]:
-    """Integrated Gradients of a trained network (CERVIX_RUN, a run folder with its weights; CERVIX_DATA) until the delta of
-    each of five cells is under 0.1 grades, against captum with the fewest of 64, 128, ... steps that do as well."""
-    places = {name: os.environ.get(f"CERVIX_{name.upper()}") for name in ("run", "data")}
-    if not all(places.values()):
-        print("  left out: needs CERVIX_RUN=reports/<name>/runs/herlev/<pipeline>/<fold> and CERVIX_DATA=<data folder>")
-        return []
-    both = places | {"n": 5}
-    sides = {"ours": ("ig_ours", both | {"steps": 16, "bound": 0.1}), "defaults": ("ig_captum", both)}
-    found = alternate(sides, rounds)
-    ours = found["ours"][0]
-    for steps in (64, 128, 256, 512):
-        found["captum"] = [run("ig_captum", **both, steps=steps)]
-        if found["captum"][0]["largest"] <= ours["largest"]:
-            break
-    what = "Integrated Gradients of a trained ResNet-101, 128 px, delta of every image under 0.1 grades"
-    rows = []
-    for name, against, aim in (("captum", f"captum, {steps} steps", "3"), ("defaults", "captum's defaults", "")):
-        other = found[name]
-        note = f"largest delta {ours['largest']:.2g} with {ours['steps']:.0f} steps an image, against {other[0]['largest']:.2g}"
-        rows.append(row(what, against, "img/s", rates(found["ours"])[: len(other)], rates(other), aim, note))
-    return rows
-
-
-def groups(rounds: int) -> list[dict]:
-    found = alternate({"ours": ("groups_ours", dict(n=8215)), "other": ("groups_pairs", dict(n=8215))}, rounds)
-    many = alternate({"ours": ("groups_ours", dict(n=100_000)), "other": ("groups_ours", dict(n=10_000))}, rounds)
-    exponent = [math.log10(a["seconds"] / b["seconds"]) for a, b in zip(*many.values())]
-    seconds = [[r["seconds"] for r in results] for results in many.values()]
-    return [
-        row("near-duplicates among 8215 hashes", "all pairs in Python", "images/s", rates(found["ours"]), rates(found["other"]), "50"),
-        row("near-duplicates among 100 000 hashes", "10 000 hashes", "s", *seconds, "below 100", f"exponent {statistics.median(exponent):.2f}"),
-    ]  # fmt: skip
-
-
-def reading(rounds: int) -> list[dict]:
-    """A folder of 8215 files of 512 x 512 pixels, drawn photographs with a dot each."""
-    folder = SCRATCH / "many-512"
-    if not folder.exists():
-        small = sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
-        for k in range(8215):
-            file = folder / f"train/Type_{1 + k % 3}/{k}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            data = io.BytesIO()
-            picture = Image.open(small[k % len(small)]).convert("RGB").resize((512, 512))
-            picture.putpixel((k % 240, k // 240), (255, 0, k % 256))
-            picture.save(data, "JPEG", quality=90)
-            file.write_bytes(data.getvalue())
-    cores = os.cpu_count()
-    found = alternate(
-        {name: ("read_folder", dict(folder=str(folder), cores=n)) for name, n in (("ours", cores), ("other", 1))},
-        rounds,
-    )
-    return [
-        row(
-            f"reading and checking 8215 photographs, {cores} cores",
-            "one core",
-            "files/s",
-            rates(found["ours"]),
-            rates(found["other"]),
-            f"near {cores}",
-        )
-    ]
-
-
-def imports(rounds: int) -> list[dict]:
-    """Seconds of each notebook's import cell, interpreter included; a first round fills the file cache."""
-    cells = {"stock": "from fastai.vision.all import *"}
-    for notebook in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
-        found = (cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code")
-        cells[notebook.stem] = "".join(next(found)["source"])
-    seconds = {name: [] for name in cells}
-    for _ in range(rounds + 1):
-        for name, code in cells.items():
-            seconds[name].append(timed([sys.executable, "-W", "ignore", "-c", code]))
-    against = cells["stock"]
-    return [
-        row(f"imports of {name}", against, "s", times[1:], seconds["stock"][1:], "0.7")
-        for name, times in seconds.items()
-        if name != "stock"
-    ]
-
-
-def timed(command: list[str], **extra) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, cwd=paths.ROOT, check=True, capture_output=True, **extra)
-    return time.perf_counter() - start
-
-
-def demo(rounds: int) -> list[dict]:
-    """`make reports` on the demo from nothing, and again with nothing changed."""
-    env = os.environ | {"CERVIX_CACHE": str(SCRATCH / "demo-cache"), "CERVIX_REPORTS": str(SCRATCH / "demo-reports")}
-    first, second = (timed(["make", "reports"], env=env) for _ in range(2))
-    return [row("make reports (demo), second call", "first call", "s", [second], [first], "15 s; 360 s")]
 
 
 def curves(rounds: int) -> list[dict]:
     """How seconds grow: one row a quantity, the exponent fitted over its range."""
-    train = dict(folder="demo", task="colposcopy", architecture="resnet50", batch=16)
-    files = [
-        str(f)
-        for f in sorted((synthetic.write_demo(SCRATCH / "drawn", 1, 2, 12) / "mobileodt").rglob("train/**/*.jpg"))
-    ]
-    quantities = {
-        "images, one epoch of ResNet-50 at 64 px": ("train_ours", [128, 256, 512, 1024], lambda n: train | dict(size=64, n=n)),
-        "side in pixels, one epoch of ResNet-50": ("train_ours", [64, 96, 128, 192, 256], lambda s: train | dict(size=s, n=64)),
-        "classes, one epoch of ResNet-50 at 64 px": ("train_ours", [3, 30, 300, 3000], lambda k: train | dict(size=64, n=128, classes=k)),
-        "images, decoding and one pass at 224 px": ("memory_of_training", [1000, 2000, 4000, 8000], lambda n: dict(files=files, n=n, size=224)),
-        "hashes, near-duplicates": ("groups_ours", [3000, 10_000, 30_000, 100_000, 300_000], lambda n: dict(n=n)),
-        "images, groups and folds": ("split_folds", [1000, 3000, 10_000, 30_000], lambda n: dict(n=n, folds=4)),
-        "folds, groups and folds of 3000 images": ("split_folds", [2, 4, 8, 16], lambda k: dict(n=3000, folds=k)),
-    }  # fmt: skip
     rows, points = [], []
-    for what, (side, values, arguments) in quantities.items():
-        results = [run(side, **arguments(value)) for value in values]
-        seconds = [r["seconds"] for r in results]
+    for what, side, name, values, others in quantities():
+        results = [run(side, **others, **{name: value}) for value in values]
+        seconds = [result["seconds"] for result in results]
+        for value, result in zip(values, results):
+            point = {"what": what, "x": value, "seconds": result["seconds"]}
+            points.append(point | {"memory_mb": result.get("peak_mb")})
         exponent = np.polyfit(np.log(values), np.log(seconds), 1)[0]
-        points += [
-            dict(what=what, x=x, seconds=s, memory_mb=r.get("peak_mb")) for x, s, r in zip(values, seconds, results)
-        ]
-        rows.append(
-            row(
-                f"cost of {what}",
-                f"{values[-1]:,} against {values[0]:,}",
-                "s",
-                [seconds[-1]],
-                [seconds[0]],
-                "",
-                f"exponent {exponent:.2f}",
-            )
-        )
-    pd.DataFrame(points).round(4).to_csv(HERE / "results" / f"{machine_name()}-curves.csv", index=False)
+        words = f"cost of {what}", f"{values[-1]:,} against {values[0]:,}", "s"
+        rows.append(row(*words, seconds[-1:], seconds[:1], "", f"exponent {exponent:.2f}"))
+    table = pd.DataFrame(points).round(4)
+    table.to_csv(RESULTS / f"{machine_name()}-curves.csv", index=False)
     return rows
 
 
 def accuracy(rounds: int) -> list[dict]:
-    """The same fold with and without each shortcut: results/<machine>-accuracy.csv. Real images where CERVIX_DATA is set."""
-    small = {"herlev": dict(size=64, epochs=6), "colposcopy": dict(size=96, epochs=4)}
+    """The same fold with and without each shortcut: results/<machine>-accuracy.csv. Real images
+    where CERVIX_DATA is set."""
+    ways = ["as shipped", "float32", "norms not folded", "JPEG decoded whole"]
+    if learners.pick_precision("auto", "cpu") == "float32":
+        ways.remove("float32")  # that is what is shipped here
     found = []
     for data in filter(None, ("demo", os.environ.get("CERVIX_DATA"))):
-        weights = os.environ.get("CERVIX_WEIGHTS", "none") if data != "demo" else "none"
-        for task, sizes in small.items():
-            ways = {
-                "as shipped": {},
-                "float32": dict(precision="float32"),
-                "norms not folded": dict(without="folded norms"),
-            }
-            if devices.pick_device("cpu")[1] == "float32":
-                del ways["float32"]  # that is what is shipped here
-            if task == "colposcopy":
-                ways["JPEG decoded whole"] = dict(without="small JPEG decoding")
-            for way, change in ways.items():
-                result = run("accuracy_of", data=data, task=task, weights=weights, **sizes, **change)
-                numbers = {
-                    name: f"{v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})"
-                    for name, v in result["numbers"].items()
-                }
-                place = "demo" if data == "demo" else "real"
-                found.append(dict(data=place, task=task, way=way, **numbers, seconds=round(result["seconds"], 1)))
-                pd.DataFrame(found).to_csv(HERE / "results" / f"{machine_name()}-accuracy.csv", index=False)
-    print(pd.DataFrame(found).to_string(index=False), flush=True)
+        real = data != "demo"
+        weights = os.environ.get("CERVIX_WEIGHTS", "none") if real else "none"
+        for task, some in (("herlev", ways[:-1]), ("colposcopy", ways)):  # cells are no JPEGs
+            for way in some:
+                result = run("accuracy_of", data=data, task=task, weights=weights, way=way)
+                line = {"data": "real" if real else "demo", "task": task, "way": way}
+                for name, value in result["numbers"].items():
+                    line[name] = "{value:.3f} ({low:.3f} to {high:.3f})".format_map(value)
+                found.append(line | {"seconds": round(result["seconds"], 1)})
+    table = pd.DataFrame(found)
+    table.to_csv(RESULTS / f"{machine_name()}-accuracy.csv", index=False)
+    print(table.to_string(index=False), flush=True)
     return []
 
 
-SUITE = {
-    f.__name__: f
-    for f in (imports, groups, reading, predict, explain, bounded, train, gpu, large, memory, curves, accuracy, demo)
-}
+def reports(rounds: int) -> list[dict]:
+    """`make reports` on the demo from nothing, and again with nothing changed."""
+    places = {"CERVIX_CACHE": "demo-cache", "CERVIX_REPORTS": "demo-reports"}
+    variables = {name: str(SCRATCH / folder) for name, folder in places.items()}
+    first, second = (timed(["make", "reports"], **variables) for _ in range(2))
+    words = "make reports (demo), second call", "first call", "s"
+    return [row(*words, [second], [first], "15 s; 240 s")]
+
+
+FUNCTIONS = [imports, groups, reading, predict, explain, bounded, train, gpu, large, memory]
+SUITE = {suite.__name__: suite for suite in [*FUNCTIONS, curves, accuracy]} | {"demo": reports}
 
 
 def machine_name() -> str:
-    """Processor with the vector instructions that PyTorch uses and cores (or GPU), as part of a file name."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    if not name and Path("/proc/cpuinfo").exists():
-        name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-        name = f"{name} {torch.backends.cpu.get_cpu_capability()}"
-    return re.sub(r"\W+", "-", f"{name or platform.machine()} {os.cpu_count()} cores").strip("-").lower()
+    """Processor with PyTorch's vector instructions and cores (or GPU), as part of a file name."""
+    name, about = platform.machine(), Path("/proc/cpuinfo")
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    elif about.exists():
+        model = re.search(r"model name\s*: (.*)", about.read_text())[1]
+        name = f"{model} {torch.backends.cpu.get_cpu_capability()}"
+    return re.sub(r"\W+", "-", f"{name} {os.cpu_count()} cores").strip("-").lower()
+
+
+def read(file: Path) -> pd.DataFrame:
+    """The table of earlier results, without rows where there is none."""
+    if not file.exists():
+        return pd.DataFrame(columns=["suite"])
+    return pd.read_csv(file, dtype={"aim": str}, keep_default_na=False)
 
 
 def plot(table: pd.DataFrame, file: Path) -> None:
@@ -410,35 +386,40 @@ def plot(table: pd.DataFrame, file: Path) -> None:
     y = np.arange(len(shown))
     ax.hlines(y, shown["low"], shown["high"], color="#4477AA", lw=2)
     ax.plot(shown["ratio"], y, "o", color="#4477AA", label="measured (median, range)")
-    ax.plot(shown["aim"].astype(float), y, "|", color="#AA3377", ms=12, mew=2, label="aim")
+    aims = shown["aim"].astype(float)
+    ax.plot(aims, y, "|", color="#AA3377", ms=12, mew=2, label="aim")
     ax.axvline(1, color="grey", lw=0.8)
-    ax.set(xscale="log", xlabel="ours / other", yticks=y, yticklabels=shown["what"] + "  /  " + shown["against"])
+    labels = shown["what"] + "  /  " + shown["against"]
+    ax.set(xscale="log", xlabel="ours / other", yticks=y, yticklabels=labels)
     ax.legend(frameon=False, loc="lower right")
     fig.savefig(file, metadata={"Date": None})
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*SUITE, []], help="which comparisons (all)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "cervix-benchmarks")
-    asked = parser.parse_args()
-    SCRATCH = asked.scratch
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    file = HERE / "results" / f"{machine_name()}.csv"
-    file.parent.mkdir(exist_ok=True)
-    for name in asked.names or SUITE:
+def main(names: list[str], rounds: int) -> None:
+    """Run some comparisons; their rows replace those in the table of this machine."""
+    file, order = RESULTS / f"{machine_name()}.csv", list(SUITE)
+    stamp = {"date": datetime.date.today().isoformat()}
+    stamp |= {name: version(name) for name in ("torch", "fastai")}
+    for folder in (SCRATCH, RESULTS):
+        folder.mkdir(exist_ok=True)
+    for name in names:
         print(name, flush=True)
-        fresh = pd.DataFrame(SUITE[name](asked.rounds), columns=COLUMNS).assign(
-            suite=name, date=datetime.date.today().isoformat(), torch=version("torch"), fastai=version("fastai")
-        )
+        fresh = pd.DataFrame(SUITE[name](rounds)).assign(suite=name, **stamp)
         if fresh.empty:
             continue
-        kept = pd.read_csv(file, dtype={"aim": str}, keep_default_na=False) if file.exists() else fresh.head(0)
-        table = pd.concat([kept[kept["suite"] != name], fresh.astype({"aim": str})])
-        table = table.sort_values("suite", key=lambda s: s.map({n: k for k, n in enumerate(SUITE)}), kind="stable")
+        print(fresh[SHOWN].to_string(index=False), flush=True)
+        kept = read(file)
+        table = pd.concat([fresh, kept[kept["suite"] != name]])
+        table = table.sort_values("suite", key=lambda some: some.map(order.index), kind="stable")
         table.to_csv(file, index=False)
-        print(fresh[["what", "against", "ours", "other", "ratio", "aim", "note"]].to_string(index=False), flush=True)
-    if file.exists():
-        plot(pd.read_csv(file, dtype={"aim": str}, keep_default_na=False), file.with_suffix(".svg"))
+        plot(table, file.with_suffix(".svg"))
         print(file)
+
+
+if __name__ == "__main__":
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks", description=__doc__, formatter_class=raw)
+    parser.add_argument("names", nargs="*", choices=[*SUITE, []], help="which comparisons (all)")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    main(asked.names or list(SUITE), asked.rounds)
