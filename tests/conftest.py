@@ -1,10 +1,16 @@
-"""Shared by all tests: caches and reports in temporary folders, a tiny drawn data set, tiny pictures, a tiny network."""
+"""Shared by all tests: caches and reports in temporary folders, a tiny drawn data set, tiny
+pictures, a tiny network."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no core waits for them at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_notebooks.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,19 +37,28 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny_demo(tmp_path_factory) -> Path:
     """A data root with a few drawn cells and cervices of each class."""
-    from cervix_utils import synthetic
+    from cervix_utils.data import demo
 
-    return synthetic.write_demo(tmp_path_factory.mktemp("tiny") / "demo", 0, 6, 6)
+    return demo.write_demo(tmp_path_factory.mktemp("tiny") / "demo", 0, 6, 6)
 
 
 @pytest.fixture(scope="session")
 def write_image():
-    """Function that writes an RGB picture; one seed, one picture. The suffix says the format, or `form` does."""
+    """Function that writes an RGB picture; one seed, one picture. The suffix says the format, or
+    `form` does."""
 
-    def write(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9), form: str | None = None, **options) -> Path:
+    def write(
+        path: Path,
+        seed: int = 0,
+        size: tuple[int, int] = (12, 9),
+        form: str | None = None,
+        **options,
+    ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path, form or Image.registered_extensions()[path.suffix.lower()], **options)
+        Image.fromarray(pixels).save(
+            path, form or Image.registered_extensions()[path.suffix.lower()], **options
+        )
         return path
 
     return write
@@ -51,9 +66,12 @@ def write_image():
 
 @pytest.fixture(scope="session")
 def write_mask():
-    """Function that writes palette indices (h, w), by default a nucleus in cytoplasm, with a misleading palette."""
+    """Function that writes palette indices (h, w), by default a nucleus in cytoplasm, with a
+    misleading palette."""
 
-    def write(path: Path, size: tuple[int, int] = (12, 9), indices: np.ndarray | None = None) -> Path:
+    def write(
+        path: Path, size: tuple[int, int] = (12, 9), indices: np.ndarray | None = None
+    ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if indices is None:
             indices = np.full(size[::-1], 4)
@@ -68,20 +86,36 @@ def write_mask():
 
 @pytest.fixture(scope="session")
 def small_network():
-    """Function: a random network of a few convolutions with a ``layer4`` of 4 x 4 cells (side 16) that takes RGB in 0..1."""
+    """Function: a random network of two convolutions; its ``layer4`` has 4 x 4 cells (side 16)."""
     import torch
     from torch import nn
 
-    from cervix_utils import attribution
-
-    def make(outputs: int = 5, seed: int = 0) -> attribution.FromPixels:
+    def make(outputs: int = 5, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         network = nn.Sequential()
         network.conv1, network.relu1 = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(inplace=True)
         network.layer4, network.relu2 = nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(inplace=True)
-        network.pool, network.flat, network.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs)
+        network.pool, network.flat = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        network.fc = nn.Linear(8, outputs)
         network.fc.weight.data *= 5
-        return attribution.FromPixels(network.eval(), [0.5] * 3, [0.25] * 3)
+        return network.eval()
+
+    return make
+
+
+@pytest.fixture
+def small_run():
+    """Function: a finished run of Herlev that has no files; changes are fields of its recipe."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from cervix_utils.training import recipes, runs
+
+    def make(predictions=None, **changes) -> runs.Run:
+        half = {"image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3, "precision": "float32"}
+        recipe = recipes.Recipe(**{"task": "herlev", "pipeline": "combined"} | half | changes)
+        return runs.Run(Path("no-folder"), asdict(recipe), pd.DataFrame(), predictions)
 
     return make
 
@@ -98,24 +132,26 @@ def ax():
 
 @pytest.fixture
 def few_cells():
-    """Two cells of each of three classes: random pictures of 16 x 16 with a nucleus in cytoplasm; all are named light dysplastic."""
+    """Two cells of each of three classes, 16 x 16, all named light dysplastic: random pictures of a
+    nucleus in cytoplasm."""
     import pandas as pd
     import torch
 
-    from cervix_utils.datasets import CLASSES
-    from cervix_utils.explanations import Cells
+    from cervix_utils.data import datasets
+    from cervix_utils.explanation import maps
 
     rng, n = np.random.default_rng(0), 6
-    table = pd.DataFrame({"id": [f"i{k}" for k in range(n)], "group": [f"g{k // 2}" for k in range(n)]})
+    table = pd.DataFrame({"id": [f"i{k}" for k in range(n)]})
+    table["group"] = [f"g{k // 2}" for k in range(n)]
     table["severity"] = np.arange(n) // 2 + 1
-    table["label"] = [CLASSES["herlev"][k - 1] for k in table["severity"]]
+    table["label"] = [datasets.get("herlev").classes[k - 1] for k in table["severity"]]
     table["original"] = table["label"].replace("normal", "normal_columnar")
     table["predicted"] = "light_dysplastic"
     masks = np.full((n, 16, 16), 4, dtype=np.uint8)
     masks[:, 3:13, 3:13], masks[:, 6:10, 6:10] = 3, 2
     pictures = rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8)
     mean = torch.from_numpy(rng.random((3, 16, 16))).float()
-    return Cells(table, pictures, masks, mean, "cpu")
+    return maps.Images(table, pictures, masks, mean, "cpu")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Slow and obvious twins of the fast code, one row, pixel or pair at a time: what the tests compare with."""
+"""Slow and obvious twins of the fast code, one row, pixel or pair at a time, for comparison."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ def is_regression(predictions: pd.DataFrame) -> bool:
 
 
 def predicted(predictions: pd.DataFrame) -> list[int]:
-    """The first largest probability, or the score rounded (half to even) and kept within the scale."""
+    """The first largest probability, or the score rounded (half to even), within the scale."""
     names = class_names(predictions)
     if is_regression(predictions):
         return [min(max(round(score), 1), len(names)) - 1 for score in predictions["score"]]
@@ -49,35 +49,52 @@ def operating_points(sick: list[bool], score: list[float]) -> dict[str, float]:
         called = [s >= threshold for s in score]
         sensitivity = share([c for c, s in zip(called, sick) if s])
         points.append((sensitivity, share([not c for c, s in zip(called, sick) if not s])))
-    at = max(a for a, b in points if b >= 0.9 - 1e-12), max(b for a, b in points if a >= 0.95 - 1e-12)
+    at = (
+        max(a for a, b in points if b >= 0.9 - 1e-12),
+        max(b for a, b in points if a >= 0.95 - 1e-12),
+    )
     return dict(zip(names, at))
 
 
-def measure(predictions: pd.DataFrame, task: str) -> dict[str, float]:
-    """Every metric of a predictions table, by scikit-learn or by hand."""
+def measure(predictions: pd.DataFrame) -> dict[str, float]:
+    """Every metric of a table of predictions, by scikit-learn or by hand; with scores Herlev's."""
     names = class_names(predictions)
     labels = range(len(names))
     true, guess = [names.index(label) for label in predictions["label"]], predicted(predictions)
     f1 = {"labels": labels, "zero_division": 0}
     found = {
         "accuracy": sk.accuracy_score(true, guess),
-        **{f"f1_{kind}": sk.f1_score(true, guess, average=kind, **f1) for kind in ("macro", "weighted")},
+        **{
+            f"f1_{kind}": sk.f1_score(true, guess, average=kind, **f1)
+            for kind in ("macro", "weighted")
+        },
         "f1_micro": sk.accuracy_score(true, guess),  # one label an image: the two are the same
-        **{f"f1_{name}": value for name, value in zip(names, sk.f1_score(true, guess, average=None, **f1))},
+        **{
+            f"f1_{name}": value
+            for name, value in zip(names, sk.f1_score(true, guess, average=None, **f1))
+        },
     }
     regression = is_regression(predictions)
     for k, name in enumerate(names):
-        score = [-abs(s - (k + 1)) for s in predictions["score"]] if regression else list(predictions[f"p_{name}"])
+        score = (
+            [-abs(s - (k + 1)) for s in predictions["score"]]
+            if regression
+            else list(predictions[f"p_{name}"])
+        )
         found[f"auc_{name}"] = auc([t == k for t in true], score)
     found["auc_mean"] = sum(found[f"auc_{name}"] for name in names) / len(names)
     if not regression:
         own = [row[f"p_{row['label']}"] for _, row in predictions.iterrows()]
-        found["log_loss"] = sum(-math.log(max(p, 2.0**-23)) for p in own) / len(own)  # 2^-23: float32's epsilon
+        found["log_loss"] = sum(-math.log(max(p, 2.0**-23)) for p in own) / len(
+            own
+        )  # 2^-23: float32's epsilon
         rows = [[row[f"p_{name}"] for name in names] for _, row in predictions.iterrows()]
-        found["brier"] = sum((p - (k == t)) ** 2 for row, t in zip(rows, true) for k, p in enumerate(row)) / len(true)
-        if task == "herlev":
+        found["brier"] = sum(
+            (p - (k == t)) ** 2 for row, t in zip(rows, true) for k, p in enumerate(row)
+        ) / len(true)
+        if "score" in predictions:
             found["rps"] = ranked_probability_score(true, np.array(rows))
-    if task == "herlev":
+    if "score" in predictions:
         score = list(predictions["score"])
         found["mse"] = sum((s - (t + 1)) ** 2 for s, t in zip(score, true)) / len(true)
         found["mae"] = sum(abs(s - (t + 1)) for s, t in zip(score, true)) / len(true)
@@ -92,16 +109,24 @@ def measure(predictions: pd.DataFrame, task: str) -> dict[str, float]:
         found["kendall_tau"] = stats.kendalltau(true, score).statistic
         group = [(0, 1, 2, 2, 2)[t] for t in true], [(0, 1, 2, 2, 2)[g] for g in guess]
         found["bethesda_accuracy"] = sk.accuracy_score(*group)
-        found["bethesda_f1_macro"] = sk.f1_score(*group, labels=[0, 1, 2], average="macro", zero_division=0)
+        found["bethesda_f1_macro"] = sk.f1_score(
+            *group, labels=[0, 1, 2], average="macro", zero_division=0
+        )
         found["hsil_sensitivity"] = share([g == 2 for t, g in zip(*group) if t == 2])
-        found["kappa_quadratic"] = sk.cohen_kappa_score(true, guess, labels=list(labels), weights="quadratic")
+        found["kappa_quadratic"] = sk.cohen_kappa_score(
+            true, guess, labels=list(labels), weights="quadratic"
+        )
         sick = [t > 0 for t in true]
         called = [s >= 1.5 for s in score] if regression else [g > 0 for g in guess]
-        abnormal = score if regression else [1 - row[f"p_{names[0]}"] for _, row in predictions.iterrows()]
+        abnormal = (
+            score if regression else [1 - row[f"p_{names[0]}"] for _, row in predictions.iterrows()]
+        )
         found |= operating_points(sick, abnormal)
         found["binary_accuracy"] = sk.accuracy_score(sick, called)
         found["binary_f1"] = sk.f1_score(sick, called, zero_division=0)
-        found["binary_f1_macro"] = sk.f1_score(sick, called, labels=[False, True], average="macro", zero_division=0)
+        found["binary_f1_macro"] = sk.f1_score(
+            sick, called, labels=[False, True], average="macro", zero_division=0
+        )
         pairs = list(zip(sick, called))
         for name, side in (("sensitivity", True), ("specificity", False)):
             found[name] = share([call == side for s, call in pairs if s == side])
@@ -130,7 +155,9 @@ def components(names: list[str], hashes: list[int], distance: int) -> set[frozen
             i = parent[i]
         return i
 
-    same = {(i, j) for i in range(len(names)) for j in range(i) if names[i] and names[i] == names[j]}
+    same = {
+        (i, j) for i in range(len(names)) for j in range(i) if names[i] and names[i] == names[j]
+    }
     for i, j in same | near_duplicates(hashes, distance):
         parent[root(i)] = root(j)
     groups = defaultdict(set)
@@ -156,7 +183,7 @@ def severity_loss(row: list[float], target: int, classification: float, regressi
 
 
 def mask_shares(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Sum of one map inside each region over its total, and the share of the pixels that the region has."""
+    """Share of one map inside each region, and the share of the pixels that the region has."""
     region = {2: "nucleus", 3: "cytoplasm", 4: "background", 0: "unknown", 1: "unknown"}
     inside, pixels = defaultdict(float), defaultdict(int)
     for y in range(mask.shape[0]):
@@ -171,7 +198,8 @@ def mask_shares(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
 
 def literal_ig(function, image: torch.Tensor, start: torch.Tensor, m: int) -> torch.Tensor:
-    """Paper H section 4 as printed: (x - x') times the sum over k = 0..m of the gradient at x' + k/m (x - x'), times 1/m."""
+    """Paper H section 4 as printed: (x - x') times the sum over k = 0..m of the gradient at
+    x' + k/m (x - x'), times 1/m."""
     total = torch.zeros_like(image)
     for k in range(m + 1):
         point = (start + k / m * (image - start)).detach().requires_grad_()
@@ -181,8 +209,8 @@ def literal_ig(function, image: torch.Tensor, start: torch.Tensor, m: int) -> to
 
 
 def guided_gradients(network: torch.nn.Module, function, pixels: torch.Tensor) -> np.ndarray:
-    """Guided backpropagation (Springenberg et al. 2015): gradients of ``function``, which calls ``network``, where each
-    ReLU lets pass no value that is negative, forwards or backwards."""
+    """Guided backpropagation (Springenberg et al. 2015): gradients of ``function``, which calls
+    ``network``, where each ReLU lets pass no value that is negative, forwards or backwards."""
 
     class Guided(torch.autograd.Function):
         @staticmethod
@@ -205,19 +233,28 @@ def guided_gradients(network: torch.nn.Module, function, pixels: torch.Tensor) -
 
 
 def occlusion(worth: np.ndarray, side: int, stride: int) -> list[list[float]]:
-    """Mean, for each pixel, of the sums of ``worth`` (s, s) in the squares over it; the last square stays inside."""
+    """Mean, for each pixel, of the sums of ``worth`` (s, s) in the squares over it; the last square
+    stays inside."""
     size = len(worth)
     corners = [min(k, size - side) for k in range(0, size - side + stride, stride)]
-    squares = {(y, x): float(worth[y : y + side, x : x + side].sum()) for y in corners for x in corners}
-    over = lambda at, corner: corner <= at < corner + side  # noqa: E731
-    return [
-        [np.mean([v for (y, x), v in squares.items() if over(row, y) and over(column, x)]) for column in range(size)]
-        for row in range(size)
-    ]
+    squares = {}
+    for y in corners:
+        for x in corners:
+            squares[y, x] = float(worth[y : y + side, x : x + side].sum())
+
+    def mean_over(row: int, column: int) -> float:
+        inside = [
+            value
+            for (y, x), value in squares.items()
+            if y <= row < y + side and x <= column < x + side
+        ]
+        return np.mean(inside)
+
+    return [[mean_over(row, column) for column in range(size)] for row in range(size)]
 
 
 def localisation(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Mass, rank and pointing of one map; where equal pixels compete, the mean over every choice among them."""
+    """Mass, rank and pointing of one map; where equal pixels compete, the mean over all choices."""
     pixels = [(float(v), m == 2) for v, m in zip(values.flat, mask.flat)]
     k = sum(inside for _, inside in pixels)
     if not k:
@@ -229,13 +266,23 @@ def localisation(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     }
     for name, n in (("rank", k), ("pointing", 1)):
         best = sorted((v for v, _ in pixels), reverse=True)[:n]
-        choices = [c for c in itertools.combinations(pixels, n) if sorted((v for v, _ in c), reverse=True) == best]
+        choices = [
+            choice
+            for choice in itertools.combinations(pixels, n)
+            if sorted((v for v, _ in choice), reverse=True) == best
+        ]
         found[name] = sum(inside for choice in choices for _, inside in choice) / n / len(choices)
     return found
 
 
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Correlation of ranks, ties sharing their mean rank."""
+    return np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1]
+
+
 def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> float:
-    """Correlation of what is left of the ranks of ``x`` and ``y`` once a line through the ranks of ``held`` is taken off."""
+    """Correlation of the ranks of ``x`` and ``y`` after a line through those of ``held`` is taken
+    off."""
     lines = np.column_stack([np.ones(len(held)), stats.rankdata(held)])
     ranks = [stats.rankdata(values) for values in (x, y)]
     left = [rank - lines @ np.linalg.lstsq(lines, rank, rcond=None)[0] for rank in ranks]
@@ -243,7 +290,7 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, held: np.ndarray) -> float:
 
 
 def mask_features(path: str, mask: str) -> dict[str, float]:
-    """Pixels of each mask index, and mean and standard deviation of each channel in nucleus and cytoplasm, by a loop."""
+    """Pixels of each mask index; mean and deviation of each channel in nucleus and cytoplasm."""
     picture, indices = Image.open(path).convert("RGB"), Image.open(mask)
     inside = defaultdict(list)
     for y in range(picture.height):
@@ -255,16 +302,19 @@ def mask_features(path: str, mask: str) -> dict[str, float]:
             values = [pixel[k] for pixel in inside[index]]
             mean = sum(values) / len(values)
             found[f"{name}_mean_{k}"] = mean
-            found[f"{name}_std_{k}"] = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+            found[f"{name}_std_{k}"] = math.sqrt(
+                sum((value - mean) ** 2 for value in values) / len(values)
+            )
     return found
 
 
 def blank(picture: np.ndarray, mask: np.ndarray, region: str, grey: tuple[int, ...]) -> np.ndarray:
-    """One picture (3, h, w) with a region filled, pixel by pixel: see ``shortcuts.blank``."""
+    """One picture (3, h, w) with a region filled, pixel by pixel: see ``controls.blank``."""
     filled, (height, width) = picture.copy(), mask.shape
     within = {"nucleus": [2], "cell": [0, 1, 2, 3], "background": [4]}[region]
     for channel in range(3):
-        ground = sorted(int(picture[channel, y, x]) for y in range(height) for x in range(width) if mask[y, x] == 4)
+        places = [(y, x) for y in range(height) for x in range(width) if mask[y, x] == 4]
+        ground = sorted(int(picture[channel, y, x]) for y, x in places)
         middle = len(ground) // 2
         median = (ground[middle] + ground[~middle]) / 2 if ground else None
         value = grey[channel] if region == "background" or median is None else int(median)

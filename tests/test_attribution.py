@@ -1,25 +1,40 @@
-"""Attribution: closed forms where there are any, slow twins where not."""
+"""Attribution: closed forms where there are any, slow twins where not; its arithmetic."""
+
+import copy
 
 import naive
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import get_model, resnet18
 
-from cervix_utils import attribution
+from cervix_utils.explanation import attribution, regions
+from cervix_utils.training import losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHAPE = (3, 3, 8, 8)
 KINDS = ["white", "background", "mean", "blurred"]
+RULES = ["gausslegendre", "trapezoid"]
 
 
 def smooth_net(outputs: int = 5) -> nn.Module:
     torch.manual_seed(3)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 36, outputs)).double()
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 36, outputs)
+    ).double()
     network[3].weight.data *= 9
     return network
+
+
+def severity(network: nn.Module):
+    """The severity score of a network of five classes or one output."""
+    return lambda pixels: losses.score(network(pixels), 5)
+
+
+def from_pixels(model: nn.Module, grades: int = 0) -> attribution.FromPixels:
+    """A network for which pixels are left as they are."""
+    return attribution.FromPixels(model, [0, 0, 0], [1, 1, 1], grades)
 
 
 def begin(kind: str, pixels: torch.Tensor) -> torch.Tensor:
@@ -32,11 +47,19 @@ def test_every_baseline_has_a_name():
     assert attribution.BASELINES == KINDS
 
 
-def test_severity_is_the_expected_score_or_the_regressed_one(pixels):
-    many, one = smooth_net(5), smooth_net(1)
-    expected = [naive.expected_score(row) for row in many(pixels).tolist()]
-    np.testing.assert_allclose(attribution.Severity(many)(pixels).detach(), expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(attribution.Severity(one)(pixels).detach(), one(pixels)[:, 0].detach(), atol=1e-6)
+@pytest.mark.parametrize("outputs", [1, 4, 5])
+def test_a_network_of_pixels_answers_with_outputs_or_the_severity_score(pixels, outputs):
+    network = smooth_net(outputs)
+    raw = from_pixels(network)(pixels)
+    np.testing.assert_allclose(raw, network(pixels).detach(), rtol=0, atol=1e-12)
+    found = from_pixels(network, grades=5)(pixels)
+    if outputs == 5:
+        expected = [naive.expected_score(row) for row in raw.tolist()]
+    elif outputs == 4:  # CORN
+        expected = losses.score(raw, 5)
+    else:
+        expected = raw[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_white_is_white_before_normalisation():
@@ -81,91 +104,108 @@ def test_a_picture_without_background_starts_from_the_median_of_its_edge():
     masks = np.full((2, 5, 5), 2)
     masks[0, 2, 2] = 4
     found = attribution.baseline("background", pixels, masks)
-    ring = [pixels[1, :, y, x] for side in (0, 4) for k in range(5) for y, x in ((side, k), (k, side))]
+    ring = [
+        pixels[1, :, y, x] for side in (0, 4) for k in range(5) for y, x in ((side, k), (k, side))
+    ]
     assert torch.equal(found[0, :, 0, 0], pixels[0, :, 2, 2])
     assert torch.equal(found[1, :, 3, 1], torch.stack(ring).median(dim=0).values)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("mean", "needs a mean picture"),
-        ("background", "needs masks"),
-        ("black", "'black' is unknown: known are white, background, mean, blurred"),
-    ],
-)
-def test_a_baseline_that_cannot_be_made_says_what_it_needs(kind, words):
+@pytest.mark.parametrize("kind", ["mean", "background", "black"])
+def test_a_baseline_that_cannot_be_made_says_which_can_and_what_they_need(kind):
+    words = rf"baseline '{kind}' cannot be made: .* background \(needs masks\), mean \(needs a mean"
     with pytest.raises(attribution.AttributionError, match=words):
         attribution.baseline(kind, torch.rand(1, 3, 8, 8))
 
 
 class Toy(nn.Module):
-    """layer4 passes the first two colours on; class k is a_k times mean of the first + b_k times mean of the second."""
+    """layer4 passes two colours on; class k is a_k * mean of the one + b_k * mean of the other."""
 
     def __init__(self, outputs: int = 5):
         super().__init__()
         self.layer4 = nn.Conv2d(3, 2, 1, bias=False)
         self.layer4.weight.data = torch.eye(3)[:2, :, None, None]
         self.fc = nn.Linear(2, outputs, bias=False)
-        self.fc.weight.data = torch.tensor([[2.0, -1.0], [-3.0, 0.5], [1.0, 0.0], [0.0, 4.0], [1.0, -4.0]])[:outputs]
+        self.fc.weight.data = torch.tensor(
+            [[2.0, -1.0], [-3.0, 0.5], [1.0, 0.0], [0.0, 4.0], [1.0, -4.0]]
+        )[:outputs]
 
     def forward(self, x):
         return self.fc(self.layer4(x).mean(dim=(2, 3)))
 
 
-def from_pixels(model: nn.Module) -> attribution.FromPixels:
-    """Pixels are left as they are."""
-    return attribution.FromPixels(model, [0, 0, 0], [1, 1, 1])
-
-
-@pytest.mark.parametrize("positive", [True, False])
-def test_grad_cam_of_a_linear_head_is_its_weighted_channels(positive):
+def test_grad_cam_of_a_linear_head_is_the_positive_part_of_its_weighted_channels():
     pixels, target = torch.rand(4, 3, 6, 6), torch.tensor([0, 1, 1, 0])
     toy = Toy()
-    found = attribution.grad_cam(from_pixels(toy), pixels, target, positive)
+    found = attribution.grad_cam(from_pixels(toy), pixels, target)
     expected = torch.einsum("nc,nchw->nhw", toy.fc.weight[target].detach() / 36, pixels[:, :2])
     assert (expected < 0).any() and (expected > 0).any()
-    np.testing.assert_allclose(found, expected.relu() if positive else expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, expected.relu(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("outputs", [1, 5])
 def test_grad_cam_without_a_target_explains_the_severity(outputs):
     pixels, toy = torch.rand(4, 3, 6, 6), Toy(outputs)
-    found = attribution.grad_cam(from_pixels(toy), pixels, positive=False)
+    found = attribution.grad_cam(from_pixels(toy, grades=5), pixels)
     if outputs == 1:
         slopes = torch.ones(4, 1)
     else:  # of a mean over a softmax: p_k (k - mean)
         p = toy(pixels).softmax(dim=1).detach()
-        slopes = p * (torch.arange(1, 6) - (p * torch.arange(1, 6)).sum(dim=1, keepdim=True))
+        grades = torch.arange(1, 6)
+        slopes = p * (grades - (p * grades).sum(dim=1, keepdim=True))
     expected = torch.einsum("nc,nchw->nhw", slopes @ toy.fc.weight.detach() / 36, pixels[:, :2])
-    assert expected.abs().max() > 0.01
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert expected.max() > 0.01 > 0 > expected.min()
+    np.testing.assert_allclose(found, expected.relu(), rtol=0, atol=1e-6)
 
 
 def test_grad_cam_is_scaled_up_to_the_picture_and_leaves_the_network_frozen():
     toy = Toy()
     toy.layer4.stride = (4, 4)
     network = from_pixels(toy)
-    assert attribution.grad_cam(network, torch.rand(2, 3, 16, 16), torch.tensor([0, 1])).shape == (2, 16, 16)
+    assert attribution.grad_cam(network, torch.rand(2, 3, 16, 16), torch.tensor([0, 1])).shape == (
+        2,
+        16,
+        16,
+    )
     assert not any(p.requires_grad for p in network.parameters())
 
 
 def test_grad_cam_shows_its_grid_where_nothing_is_smoothed():
     toy = Toy()
     toy.layer4.stride = (4, 4)
-    pixels = torch.rand(2, 3, 16, 16)
-    grid, smooth = (attribution.grad_cam(from_pixels(toy), pixels, enlarge=how) for how in ("nearest", "bilinear"))
+    network, pixels = from_pixels(toy, grades=5), torch.rand(2, 3, 16, 16)
+    grid, smooth = (attribution.grad_cam(network, pixels, grid=shown) for shown in (True, False))
     assert len(np.unique(grid[0])) > 4
     np.testing.assert_array_equal(grid, np.kron(grid[:, ::4, ::4], np.ones((4, 4))))
     assert (smooth != grid).any()
 
 
 @pytest.mark.parametrize("method", [attribution.grad_cam, attribution.guided_grad_cam])
-def test_a_layer_that_is_not_there_is_refused_with_those_that_are(method):
-    with pytest.raises(attribution.AttributionError, match=r"'layer9'.*this one has: layer4, fc"):
-        method(from_pixels(Toy()), torch.rand(1, 3, 8, 8), layer="layer9")
-    with pytest.raises(attribution.AttributionError, match=r"'layer4'.*this one has: none"):
+def test_a_network_without_a_last_convolutional_layer_is_refused_with_its_layers(method):
+    other = nn.Sequential()
+    other.body, other.fc = nn.Conv2d(3, 2, 1), nn.Linear(2, 5)
+    words = "called layer4 or features or trunk_output; this one has: body, fc"
+    with pytest.raises(attribution.AttributionError, match=words):
+        method(from_pixels(other), torch.rand(1, 3, 8, 8))
+    with pytest.raises(attribution.AttributionError, match="this one has: none"):
         method(from_pixels(nn.Conv2d(3, 2, 1)), torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("architecture", ["convnext_tiny", "mobilenet_v3_small", "regnet_y_400mf"])
+def test_other_architectures_are_explained_at_their_last_convolutional_layer(architecture):
+    torch.manual_seed(0)
+    model = get_model(architecture, weights=None, num_classes=5)
+    network, pixels = (
+        attribution.FromPixels(model, [0.5] * 3, [0.25] * 3, 5),
+        torch.rand(2, 3, 64, 64),
+    )
+    for target in (attribution.grad_cam, attribution.guided_grad_cam):
+        found = target(network, pixels)
+        assert found.shape == (2, 64, 64) and np.isfinite(found).all()
+    maps = [
+        attribution.grad_cam(from_pixels(model), pixels, torch.tensor([k, k])) for k in range(5)
+    ]
+    assert np.ptp(maps) > 0
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +218,12 @@ def residual() -> attribution.FromPixels:
 @pytest.mark.parametrize("target", [None, torch.tensor([3, 1])])
 def test_guided_grad_cam_is_guided_gradients_times_grad_cam(residual, target):
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found = attribution.guided_grad_cam(residual, pixels, target)
-    f = attribution.Severity(residual) if target is None else lambda x: residual(x)[torch.arange(2), target]
-    guided = naive.guided_gradients(residual, f, pixels)
-    expected = (guided * attribution.grad_cam(residual, pixels, target)[:, None]).sum(axis=1)
+    network = copy.deepcopy(residual)
+    network.grades = 5 if target is None else 0
+    found = attribution.guided_grad_cam(network, pixels, target)
+    chosen = network if target is None else lambda x: network(x)[torch.arange(2), target]
+    guided = naive.guided_gradients(network, chosen, pixels)
+    expected = (guided * attribution.grad_cam(network, pixels, target)[:, None]).sum(axis=1)
     assert found.shape == (2, 64, 64) and np.isfinite(found).all() and np.abs(expected).max() > 0
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -189,17 +231,22 @@ def test_guided_grad_cam_is_guided_gradients_times_grad_cam(residual, target):
 def test_guided_grad_cam_leaves_the_network_as_it_was(residual):
     pixels = torch.rand(2, 3, 32, 32)
     before = residual(pixels)
-    attribution.guided_grad_cam(residual, pixels)
+    attribution.guided_grad_cam(residual, pixels, torch.tensor([0, 1]))
     parts = list(residual.modules())
     assert torch.equal(residual(pixels), before)
     assert all(part.inplace for part in parts if isinstance(part, nn.ReLU))
-    assert not any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts)
+    assert not any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts
+    )
 
 
 @pytest.mark.parametrize("side", [8, 16, 20, 24])
 def test_occlusion_of_a_linear_function_is_the_mean_of_the_squares_over_a_pixel(side):
     draw = torch.Generator().manual_seed(side)
-    pixels, w = torch.rand(2, 3, side, side, generator=draw), torch.randn(3, side, side, generator=draw)
+    pixels, w = (
+        torch.rand(2, 3, side, side, generator=draw),
+        torch.randn(3, side, side, generator=draw),
+    )
     start = begin("background", pixels)
     found = attribution.occlusion(lambda x: (x * w).sum(dim=(1, 2, 3)), pixels, start)
     worth = (w * (pixels - start)).sum(dim=1).numpy()
@@ -214,3 +261,207 @@ def test_occlusion_of_one_class_is_that_of_its_output():
         alone = pixels[row : row + 1], torch.ones_like(pixels[:1])
         expected = attribution.occlusion(lambda x, target=target: model(x)[:, target], *alone)[0]
         np.testing.assert_allclose(found[row], expected, rtol=0, atol=1e-6)
+
+
+# Arithmetic
+
+
+def arithmetic() -> list[bool]:
+    """What may round more than float32 does."""
+    devices = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+    matmul = torch.backends.cuda.matmul.fp32_precision != "ieee"
+    return [*devices, torch.backends.cudnn.allow_tf32, matmul]
+
+
+@pytest.fixture
+def rough():
+    """A kernel in which an interrupted cell has left autocast on, and TF32 is allowed."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+    for backend, allowed in zip(backends, before):
+        backend.allow_tf32 = allowed
+
+
+def test_full_float32_allows_no_tf32_and_no_autocast_and_puts_back_what_was_set(rough):
+    before = arithmetic()
+    assert before == [True, False, True, True]
+    with pytest.raises(ZeroDivisionError), attribution.full_float32():
+        assert arithmetic() == [False] * 4 and torch.backends.cudnn.enabled
+        _ = 1 / 0
+    assert arithmetic() == before
+
+
+def test_every_map_is_computed_in_full_float32(rough, small_network):
+    seen = []
+    network = attribution.FromPixels(small_network(), [0.5] * 3, [0.25] * 3, 5)
+    network.register_forward_pre_hook(lambda *_: seen.append(arithmetic()))
+    pixels = torch.rand(2, 3, 16, 16)
+    white = torch.ones_like(pixels)
+    for make in (
+        lambda: attribution.grad_cam(network, pixels),
+        lambda: attribution.guided_grad_cam(network, pixels),
+        lambda: attribution.occlusion(network, pixels, white),
+        lambda: attribution.integrated_gradients(network, pixels, white, 4).maps,
+        lambda: attribution.integrated_gradients(network, pixels, white, 4, "literal").maps,
+    ):
+        seen.clear()
+        assert make().dtype == np.float32
+        assert seen and not np.any(seen)
+
+
+# Integrated Gradients
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_a_linear_function_are_w_times_the_way(pixels, w, rule, kind):
+    start = begin(kind, pixels)
+    found = attribution.integrated_gradients(
+        lambda x: (x * w).sum(dim=(1, 2, 3)), pixels, start, 4, rule
+    )
+    np.testing.assert_allclose(found.maps, (w * (pixels - start)).sum(dim=1), rtol=0, atol=1e-12)
+    assert np.abs(found.deltas).max() < 1e-12
+    assert found.steps.tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("steps", [2, 5, 40])
+def test_the_printed_sum_overshoots_a_linear_function_by_one_step_and_keeps_its_shares(
+    pixels, w, steps
+):
+    start = attribution.baseline("white", pixels)
+    f = lambda x: (x * w).sum(dim=(1, 2, 3))  # noqa: E731
+    literal = attribution.integrated_gradients(f, pixels, start, steps, "literal", bound=1e-9)
+    exact = attribution.integrated_gradients(f, pixels, start, steps)
+    np.testing.assert_allclose(
+        literal.maps, exact.maps * (steps + 1) / steps, rtol=0, atol=1e-6
+    )  # captum's float32
+    np.testing.assert_allclose(literal.deltas, (f(pixels) - f(start)) / steps, rtol=0, atol=1e-6)
+    assert literal.steps.tolist() == [steps] * 3  # no bound applies
+    masks = np.random.default_rng(0).integers(0, 5, (3, 8, 8))
+    both = [
+        regions.shares(maps, masks).filter(regex="^signed_(at|per)")
+        for maps in (literal.maps, exact.maps)
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, 33])
+def test_the_printed_sum_equals_the_paper_term_by_term(pixels, steps):
+    f = severity(smooth_net())
+    found = attribution.integrated_gradients(
+        f, pixels, torch.ones_like(pixels), steps, "literal"
+    ).maps
+    for image, each in zip(pixels.split(1), found):
+        slow = naive.literal_ig(f, image, torch.ones_like(image), steps).sum(dim=1)[0]
+        np.testing.assert_allclose(each, slow, rtol=0, atol=1e-7)  # float32 softmax
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_attributions_of_a_network_add_up_to_what_they_explain(pixels, outputs, rule):
+    f = severity(smooth_net(outputs))
+    start = attribution.baseline("white", pixels)
+    maps, deltas, _ = attribution.integrated_gradients(f, pixels, start, 32, rule)
+    change = (f(pixels) - f(start)).detach().numpy()
+    assert np.abs(change).min() > 0.02
+    np.testing.assert_allclose(
+        maps.sum(axis=(1, 2)), change, rtol=0, atol=1e-5 if rule == "gausslegendre" else 1e-3
+    )
+    np.testing.assert_allclose(deltas, maps.sum(axis=(1, 2)) - change, rtol=0, atol=1e-6)
+    rough = attribution.integrated_gradients(f, pixels, start, 32, "literal").deltas
+    assert np.abs(rough).min() > 10 * np.abs(deltas).max()  # the delta sees the overshoot
+
+
+def wave(x: torch.Tensor) -> torch.Tensor:
+    """Harder to integrate the further an image is from 0: the sine of 20 times its mean."""
+    return torch.sin(20 * x.mean(dim=(1, 2, 3)))
+
+
+def flat(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_steps_are_added_to_the_images_that_need_them_and_no_others(rule):
+    images = flat(0.0, 0.05, 0.3, 1.0)
+    found = attribution.integrated_gradients(wave, images, 0 * images, 2, rule, bound=1e-3)
+    assert np.abs(found.deltas).max() <= 1e-3
+    assert found.steps[0] == 2 and found.steps[3] > found.steps[2] > 2
+    for index, image in enumerate(images.split(1)):
+        alone = attribution.integrated_gradients(wave, image, 0 * image, 2, rule, bound=1e-3)
+        assert found.steps[index] == alone.steps[0]
+        np.testing.assert_allclose(found.maps[index], alone.maps[0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            found.maps[index].sum(), wave(image) - wave(0 * image), rtol=0, atol=1e-3
+        )
+
+
+def test_steps_go_where_the_function_bends():
+    places = []
+
+    def late(x):
+        """Flat up to 0.75 of the way, a wave behind."""
+        if x.requires_grad:
+            places.extend(x[:, 0, 0, 0].tolist())
+        return torch.sin(40 * (x.mean(dim=(1, 2, 3)) - 0.75).clamp(min=0))
+
+    found = attribution.integrated_gradients(late, flat(1.0), flat(0.0), 8, bound=1e-3)
+    kept = np.array(places)
+    assert abs(found.deltas[0]) <= 1e-3
+    assert (kept < 0.75).sum() == 6 and (
+        kept > 0.75
+    ).sum() > 20  # the first six points are enough before it
+
+
+def test_errors_that_cancel_do_not_pass_for_convergence():
+    f = lambda x: torch.cos(6 * np.pi * x.mean(dim=(1, 2, 3)))  # noqa: E731
+    loose = attribution.integrated_gradients(f, flat(1.0), flat(0.0), 4)
+    assert abs(loose.deltas[0]) < 1e-9  # the two halves are wrong by as much, with opposite signs
+    found = attribution.integrated_gradients(f, flat(1.0), flat(0.0), 4, bound=1e-3)
+    assert found.steps[0] > 16
+
+
+@pytest.mark.parametrize("n", [1, 8, 9, 17])
+def test_any_number_of_images_comes_back_in_order(n):
+    images = flat(*np.linspace(0.1, 1, n))
+    found = attribution.integrated_gradients(wave, images, 0 * images, 40)
+    assert found.maps.shape == (n, 4, 4) and found.steps.tolist() == [40] * n
+    np.testing.assert_allclose(
+        found.maps.sum(axis=(1, 2)), wave(images) - wave(0 * images), rtol=0, atol=1e-3
+    )
+
+
+def test_steps_end_at_the_most_that_is_allowed_and_the_delta_says_so(monkeypatch):
+    monkeypatch.setattr(attribution, "MOST", 20)
+    images = flat(0.0, 1.0)
+    found = attribution.integrated_gradients(wave, images, 0 * images, 3, "trapezoid", bound=1e-6)
+    assert found.steps[0] == 2 and 12 <= found.steps[1] <= 20
+    assert abs(found.deltas[1]) > 1e-6
+
+
+def test_a_baseline_of_another_shape_is_refused(pixels):
+    with pytest.raises(
+        attribution.AttributionError,
+        match=r"shape \(1, 3, 8, 8\), the images \(3, 3, 8, 8\): give one",
+    ):
+        attribution.integrated_gradients(wave, pixels, pixels[:1])
+
+
+def test_an_unknown_rule_of_integration_is_refused_with_those_that_are_known(pixels):
+    with pytest.raises(
+        attribution.AttributionError, match=r"'simpson'.*gausslegendre, trapezoid, literal"
+    ):
+        attribution.integrated_gradients(wave, pixels, pixels, rule="simpson")
+
+
+@pytest.mark.parametrize("rule", ["gausslegendre", "trapezoid", "literal"])
+def test_gradients_that_are_not_finite_are_refused_with_the_image(pixels, rule):
+    with pytest.raises(attribution.AttributionError, match="image 0 are not finite"):
+        attribution.integrated_gradients(lambda x: wave(x) * np.nan, pixels, 0 * pixels, 2, rule)
+    pixels[1, 0, 0, 0] = np.nan
+    with pytest.raises(attribution.AttributionError, match=r"image 1 are not finite.*damaged"):
+        attribution.integrated_gradients(wave, pixels, torch.zeros_like(pixels), 2, rule)

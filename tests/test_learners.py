@@ -1,516 +1,432 @@
-"""Losses, initial weights, networks, batches, training and predictions, at sizes that a test can afford."""
+"""The Learner in the reader's hands: all of fastai's tutorials works, and gives right values.
 
-import json
-import os
-import pickle
-import re
-from dataclasses import replace
+``learn`` in the first half is one Learner a pipeline, trained for an epoch.
+"""
+
+import shutil
+import warnings
 from types import SimpleNamespace
 
-import naive
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.torch_core import TensorImage, set_seed
+import toys
+from dlordinal.soft_labelling import get_triangular_soft_labels
+from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
+from fastai.data.core import TfmdDL
+from fastai.interpret import ClassificationInterpretation, Interpretation
+from fastai.torch_core import TensorCategory, TensorImage, set_seed
+from matplotlib import pyplot as plt
 from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
-from torchvision.models import get_weight
+from torch.nn import functional as F
 
-from benchmarks import flips
-from cervix_utils import config, devices, learners, losses, metrics, networks, paths, recipes, runs, splits, training  # noqa: F401
-from cervix_utils.datasets import CLASSES
+from cervix_utils.data import datasets, squares
+from cervix_utils.training import fitting, learners, networks, runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+PIPELINES = ["classification", "regression", "combined", "modern"]
+ORDINAL = ["corn", "soft_labels"]
 
 
-def herlev(pipeline: str = "combined", **changes) -> recipes.Recipe:
-    """The shipped recipe at toy size; resnet18 unless a test is about the real ones."""
-    toy = {"architecture": "resnet18", "image_size": 32, "batch_size": 5, "epochs": 1, "lr": 1e-3, "lr_head": 1e-2}
-    return replace(recipes.herlev(config.validate({}, "defaults"), pipeline), **(toy | changes))
+def made(pipeline: str, data_root, **changes) -> SimpleNamespace:
+    """A Learner in float32 with its split, recipe, test files and class indices of all parts."""
+    recipe = toys.recipe_of(pipeline, **({"precision": "float32"} | changes))
+    split = toys.split_of(data_root, recipe)
+    learn = learners.build(split, recipe, "cpu")
+    codes = pd.Categorical(split["label"], categories=recipe.classes).codes
+    targets = {
+        part: torch.tensor(codes[split["part"] == part]).long() for part in set(split["part"])
+    }
+    files = toys.files_of(split, "test")
+    return SimpleNamespace(learn=learn, split=split, recipe=recipe, files=files, targets=targets)
 
 
-def colposcopy(pipeline: str = "sgd", **changes) -> recipes.Recipe:
-    toy = {"architecture": "resnet18", "image_size": 32, "batch_size": 6, "epochs": 1}
-    return replace(recipes.colposcopy(config.validate({}, "defaults"), pipeline), **(toy | changes))
+@pytest.fixture(scope="module", params=[*PIPELINES, *ORDINAL])
+def case(request, tiny_demo, one_thread):
+    made_now = made(request.param, tiny_demo)
+    with made_now.learn.no_bar(), made_now.learn.no_logging():
+        made_now.learn.fit(1, 1e-3)
+        yield made_now
 
 
-@pytest.fixture(scope="module")
-def split_of(tmp_path_factory):
-    """Function: a table of 20 flat grey pictures (brighter with severity) with parts, for a task."""
+@pytest.fixture
+def learn(case):
+    return case.learn
 
-    def make(task: str) -> pd.DataFrame:
-        folder, classes, rows = tmp_path_factory.mktemp(task), CLASSES[task], []
-        rng = np.random.default_rng(0)
-        for k in range(20):
-            severity = k % len(classes)
-            pixels = rng.normal(60 + 40 * severity, 9, (24, 24, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{k}.png")
-            part = "train" if k < 10 else ("valid" if k < 15 else "test")
-            row = {"id": f"{classes[severity]}/{k}", "group": f"g{k}", "part": part, "label": classes[severity]}
-            rows.append(row | {"path": str(folder / f"{k}.png"), "sha256": f"{task} {k}"})
-        return pd.DataFrame(rows).sample(frac=1, random_state=0).reset_index(drop=True)
-
-    made = {task: make(task) for task in CLASSES}
-    return lambda task: made[task].copy()
-
-
-# Losses
-
-
-def outputs(n: int, k: int) -> torch.Tensor:
-    return 3 * torch.randn(n, k, generator=torch.Generator().manual_seed(n + k))
-
 
-@pytest.mark.parametrize(
-    ("k", "weights"), [(1, (0.0, 1.0)), *((5, w) for w in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.3)))]
-)
-def test_losses_equal_their_slow_twins(k, weights):
-    out, target = outputs(9, k), torch.arange(9) % 5
-    slow = [naive.severity_loss(row, t, *weights) for row, t in zip(out.tolist(), target.tolist())]
-    found = losses.severity_loss(out, target, *weights, reduction="none")
-    np.testing.assert_allclose(found, slow, rtol=1e-5)
-    assert losses.severity_loss(out, target, *weights).item() == pytest.approx(np.mean(slow), rel=1e-5)
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "k", "weights"),
-    [("classification", 5, (1, 0)), ("regression", 1, (0, 1)), ("combined", 5, (1, 0.7)), ("sgd", 3, (1, 0)), ("modern", 3, (1, 0))],
-)  # fmt: skip
-def test_one_formula_serves_every_pipeline(pipeline, k, weights):
-    out, target = outputs(6, k), torch.tensor([0, 1, 2, 0, 1, 2])
-    found = losses.loss_of(pipeline, 0.7)(out, target)
-    slow = [naive.severity_loss(row, t, *weights) for row, t in zip(out.tolist(), target.tolist())]
-    assert found.item() == pytest.approx(np.mean(slow), rel=1e-5)
+def titles() -> list[str]:
+    """Titles of the pictures of the current figure, in order."""
+    return [ax.get_title() for ax in plt.gcf().axes if ax.images]
 
-
-@pytest.mark.parametrize(("pipeline", "k"), [("classification", 5), ("regression", 1), ("combined", 5)])
-def test_gradients_equal_finite_differences(pipeline, k):
-    out, target = outputs(4, k).requires_grad_(), torch.tensor([0, 4, 2, 1])
-    loss = losses.loss_of(pipeline)
-    loss(out, target).backward()
-    for i, j in np.ndindex(4, k):
-        step = torch.zeros(4, k)
-        step[i, j] = 1e-2
-        slope = (loss(out + step, target) - loss(out - step, target)).item() / 2e-2
-        assert out.grad[i, j].item() == pytest.approx(slope, abs=2e-3)
-
-
-def test_expected_score_equals_its_twin_and_reaches_the_ends_of_the_scale():
-    out = outputs(20, 5)
-    np.testing.assert_allclose(losses.score(out), [naive.expected_score(r) for r in out.tolist()], rtol=1e-6)
-    assert losses.score(100 * torch.eye(5)).tolist() == [1, 2, 3, 4, 5]
-    assert losses.score(torch.zeros(1, 5)).item() == pytest.approx(3, abs=1e-6)
-
-
-def test_classes_and_accuracy_of_both_kinds_of_output():
-    scores = torch.tensor([[-2.0], [1.4], [1.6], [4.4], [9.0]])
-    assert losses.predicted_class(scores).tolist() == [0, 0, 1, 3, 4]
-    assert losses.accuracy(scores, torch.tensor([0, 0, 1, 4, 4])).item() == pytest.approx(0.8)
-    assert losses.accuracy(torch.eye(5), torch.tensor([0, 1, 2, 3, 0])).item() == pytest.approx(0.8)
-
-
-# Initial weights
-
-
-@pytest.fixture(scope="module")
-def resnet50() -> dict[str, torch.Tensor]:
-    """Weights of a ResNet-50 whose every branch does something, running statistics included."""
-    torch.manual_seed(0)
-    state = networks.network("resnet50", "linear", 5).state_dict()
-    for key, value in state.items():
-        if "running_var" in key or ("bn" in key and "weight" in key):
-            value.uniform_(0.6, 1.1)
-        elif "running_mean" in key or ("bn" in key and "bias" in key):
-            value.uniform_(-0.1, 0.1)
-    return state
-
-
-def test_a_grown_resnet101_computes_the_same_function_until_it_is_trained(resnet50):
-    small = networks.network("resnet50", "linear", 5, resnet50).eval()
-    grown = networks.network("resnet101", "linear", 5, networks.grow_resnet101(resnet50)).eval()
-    grown.fc.load_state_dict(small.fc.state_dict())
-    x = torch.rand(2, 3, 48, 48)
-    with torch.inference_mode():
-        assert small(x).std() > 1e-3
-        assert torch.equal(grown(x), small(x)) or torch.allclose(grown(x), small(x), rtol=0, atol=1e-5)
-        grown.layer3[20].bn3.weight += 0.5
-        assert not torch.allclose(grown(x), small(x), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(("architecture", "head"), [("resnet50", "linear"), ("resnet18", "paper")])
-def test_a_network_with_folded_norms_computes_the_same_function(resnet50, architecture, head):
-    model = networks.network(architecture, head, 5, resnet50 if architecture == "resnet50" else None).train()
-    x = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    model(x)  # running statistics of its own
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = networks.fold_batch_norms(model)
-    with torch.inference_mode():
-        expected = model.eval()(x)
-        np.testing.assert_allclose(folded(x), expected, rtol=0, atol=1e-4 * expected.abs().max())
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_copies_in_a_grown_network_are_its_own(resnet50):
-    grown = networks.grow_resnet101(resnet50)
-    pointers = [value.data_ptr() for key, value in grown.items() if key.endswith("conv1.weight")]
-    assert len(pointers) == len(set(pointers)) == 1 + 33
-
-
-class Evil:
-    """Unpickled, it makes a file: proof that code ran."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "bare pickle"])
-def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(tmp_path, zipped):
-    file, proof = tmp_path / "weights.pth", tmp_path / "ran"
-    bad = {"conv1.weight": Evil(proof)}
-    torch.save(bad, file) if zipped else file.write_bytes(pickle.dumps(bad))
-    with pytest.raises(networks.WeightsError, match=r"weights\.pth.*not loaded: save a state dict"):
-        networks.read_weights(file)
-    assert not proof.exists()
-    torch.load(file, weights_only=False) if zipped else pickle.loads(file.read_bytes())
-    assert proof.exists()  # the trap works
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, "no plain state dict"),
-        ([torch.zeros(1)], "no plain state dict"),
-        pytest.param(
-            {0: torch.zeros(1)},
-            "no plain state dict",
-        ),
-        (b"<html>404</html>", "cannot be read|not loaded"),
-        (b"", "cannot be read"),
-    ],
-    ids=["checkpoint", "list", "numbers", "html", "empty"],
-)
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path, content, words):
-    file = tmp_path / "weights.pth"
-    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
-    with pytest.raises(networks.WeightsError, match=words) as error:
-        networks.read_weights(file)
-    assert str(file) in str(error.value)
-
-
-def test_a_missing_file_is_named_with_the_alternatives(tmp_path):
-    with pytest.raises(networks.WeightsError, match=r"no\.pth does not exist: .*'imagenet' or 'none'"):
-        networks.read_weights(tmp_path / "no.pth")
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_half_precision_is_read_as_float32_and_counters_stay_integers(tmp_path, suffix):
-    state = {"w": torch.tensor([1.5, -2.0]).half(), "n": torch.tensor([7])}
-    file = tmp_path / f"w{suffix}"
-    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
-    found = networks.read_weights(file)
-    assert found["w"].dtype == torch.float32 and found["w"].tolist() == [1.5, -2]
-    assert found["n"].dtype == torch.int64
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda s: {key: value for key, value in s.items() if key != "layer1.0.conv1.weight"},
-        lambda s: s | {"layer9.weight": torch.zeros(1)},
-        lambda s: s | {"conv1.weight": torch.zeros(64, 1, 7, 7)},
-        lambda s: {f"module.{key}": value for key, value in s.items()},
-        lambda s: {},
-    ],
-    ids=["missing", "unexpected", "shape", "prefix", "empty"],
-)
-def test_weights_of_another_network_are_refused_by_name(spoil):
-    good = networks.network("resnet18", "linear", 5).state_dict()
-    networks.network("resnet18", "paper", 3, good)
-    with pytest.raises(networks.WeightsError, match=r"not of a resnet18: .*first: .*give weights of a resnet18"):
-        networks.network("resnet18", "linear", 5, spoil(good))
-
-
-def test_weights_fill_all_but_the_head():
-    state = {k: torch.full_like(v, 3) for k, v in networks.network("resnet18", "linear", 1000).state_dict().items()}
-    found = networks.network("resnet18", "linear", 5, state).state_dict()
-    assert all((value == 3).all() for key, value in found.items() if not key.startswith("fc."))
-    assert found["fc.0.weight"].shape == (5, 512) and (found["fc.0.weight"] != 3).all()
-
-
-def test_grown_needs_an_origin_and_none_is_none(tmp_path):
-    assert networks.initial_state("none", "resnet50") is None
-    with pytest.raises(networks.WeightsError, match="weights_resnet50"):
-        networks.initial_state("grown:none", "resnet101")
-
-
-def test_without_network_the_message_says_what_to_fetch_and_where_to_put_it(monkeypatch):
-    def offline(self, **options):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(type(get_weight(networks.IMAGENET["resnet50"])), "get_state_dict", offline)
-    with pytest.raises(
-        networks.WeightsError, match=r"no route to host.*https://.*resnet50.*checkpoints.*weights_resnet50="
-    ):
-        networks.initial_state("imagenet", "resnet50")
-
-
-def test_descriptions_name_the_file_by_digest_and_not_its_place(tmp_path):
-    (tmp_path / "w.pth").write_bytes(b"x")
-    assert networks.describe_weights("none", "resnet50") == "resnet50, random initialisation (no pretraining)"
-    found = networks.describe_weights(f"grown:{tmp_path / 'w.pth'}", "resnet101")
-    assert found == "resnet101 grown from: resnet50, state dict w.pth (sha256 2d711642b726)"
-
-
-# Networks and batches
-
-
-def test_head_of_paper_c():
-    model = networks.network("resnet50", "paper", 3)
-    assert [type(layer) for layer in model.fc] == [nn.Linear, nn.ReLU, nn.Linear]
-    assert [(layer.in_features, layer.out_features) for layer in model.fc if isinstance(layer, nn.Linear)] == [
-        (2048, 100),
-        (100, 3),
-    ]
-
-
-@pytest.mark.parametrize(("pipeline", "n"), [("classification", 5), ("regression", 1), ("combined", 5)])
-def test_pipelines_of_paper_h_differ_in_outputs_and_loss_alone(pipeline, n):
-    recipe, other = (recipes.herlev(config.validate({}, "defaults"), name) for name in (pipeline, "combined"))
-    assert replace(recipe, pipeline="combined") == other
-    assert recipe.architecture == "resnet101" and losses.n_outputs(pipeline, 5) == n
-    model = networks.network("resnet18", recipe.head, n)
-    assert [type(layer) for layer in model.fc] == [nn.Linear] and model.fc[0].out_features == n
-    assert (model.fc[0].bias == 3).all() == (n == 1)  # starts in the middle of the scale
-
-
-@pytest.mark.parametrize("head", ["paper", "linear"])
-def test_parameter_groups_cover_every_parameter_once(head):
-    model = networks.network("resnet18", head, 3)
-    groups = learners.body_and_head(model)
-    ids = [id(p) for group in groups for p in group]
-    assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    assert {id(p) for p in groups[1]} == {id(p) for p in model.fc.parameters()}
-
-
-def test_rates_reach_their_groups(split_of):
-    learn = learners.build(split_of("herlev"), herlev(schedule="constant"))
-    learn.fit(1, lr=slice(1e-3, 1e-2), cbs=[])
-    assert [group["lr"] for group in learn.opt.hypers] == [1e-3, 1e-2]
-    assert all(group["wd"] == 0.05 for group in learn.opt.hypers)
-
-
-def test_both_loaders_normalise(split_of, tmp_path):
-    Image.new("RGB", (9, 9), (128, 128, 128)).save(tmp_path / "grey.png")
-    split = split_of("herlev").assign(path=str(tmp_path / "grey.png"), sha256="grey")
-    loaders = learners.dataloaders(split, herlev(flip="none", rotate=0.0, zoom=1.0, lighting=0.0), torch.device("cpu"))
-    expected = (128 / 255 - torch.tensor(herlev().mean)) / torch.tensor(herlev().std)
-    for loader in (loaders.train, loaders.valid):
-        x, _ = loader.one_batch()
-        assert x.shape == (5, 3, 32, 32) and x.dtype == torch.float32
-        assert (torch.Tensor(x).mean(dim=(0, 2, 3)) - expected).abs().max() < 1e-5
-
-
-def test_augmentation_is_for_training_alone_and_normalised_after(split_of):
-    loaders = learners.dataloaders(split_of("herlev"), herlev(), torch.device("cpu"))
-    plain = learners.dataloaders(
-        split_of("herlev"), herlev(flip="none", rotate=0.0, zoom=1.0, lighting=0.0), torch.device("cpu")
+
+def is_shown(ax, file) -> bool:
+    """Whether ``ax`` shows the picture of a file, up to the rounding of grey values 0..255."""
+    shown = ax.images[0].get_array().transpose(2, 0, 1).astype(int)
+    return np.abs(shown - squares.one(file, 32)).max() <= 1
+
+
+def expected(case, part: str) -> np.ndarray:
+    """Probabilities or scores of a part, as ``fitting`` computes them, one view an image."""
+    pictures = squares.open_squares(case.split, case.recipe.image_size, case.recipe.window)
+    rows = np.flatnonzero(case.split["part"] == part)
+    return fitting.probabilities(case.learn.model, pictures, case.recipe, 1, rows)
+
+
+def classes_of(values: np.ndarray) -> list[int]:
+    """The class that probabilities (n, k) or scores (n, 1) mean."""
+    if values.shape[1] > 1:
+        return values.argmax(axis=1).tolist()
+    return [min(max(round(float(score)), 1), 5) - 1 for score in values[:, 0]]
+
+
+def slow_losses(case, part: str = "valid") -> np.ndarray:
+    """Each image's loss from its probabilities or score, by the formula of its pipeline."""
+    values, targets, losses = expected(case, part).astype(float), case.targets[part], []
+    for row, target in zip(values, targets.tolist()):
+        score = row[0] if len(row) == 1 else row @ np.arange(1, len(row) + 1)
+        squared = (target + 1 - score) ** 2
+        entropy = -np.log(row[target]) if len(row) > 1 else 0
+        kinds = {"regression": squared, "combined": entropy + squared}
+        losses.append(kinds.get(case.recipe.pipeline, entropy))
+    return np.array(losses)
+
+
+# The list that DESIGN.md promises
+
+
+def test_vocab_has_the_classes_in_order(case):
+    assert list(case.learn.dls.vocab) == list(datasets.get(case.recipe.task).classes)
+
+
+def test_one_batch(case, learn):
+    for loader in learn.dls.loaders:
+        pictures, targets = loader.one_batch()
+        assert isinstance(pictures, TensorImage) and isinstance(targets, TensorCategory)
+        assert pictures.shape == (5, 3, 32, 32) and pictures.dtype == torch.float32
+        assert targets.shape == (5,) and targets.dtype == torch.int64
+        assert -2.2 < pictures.min() < pictures.max() < 2.7  # normalised
+    assert learn.dls.valid.one_batch()[1].tolist() == case.targets["valid"][:5].tolist()
+
+
+def test_show_batch_has_the_pictures_and_their_labels(case, learn):
+    batch = learn.dls.one_batch()
+    learn.dls.show_batch(batch)
+    assert titles() == [learn.dls.vocab[target] for target in batch[1]]
+    learn.dls.valid.show_batch(max_n=4)
+    valid = case.split[case.split["part"] == "valid"][:4]
+    assert titles() == valid["label"].tolist()
+    for ax, file in zip(plt.gcf().axes, valid["path"]):
+        assert is_shown(ax, file)
+
+
+def test_show_batch_of_training_pictures_is_called_as_in_the_tutorials(learn):
+    learn.dls.show_batch()
+    assert len(titles()) == 5 and set(titles()) <= set(learn.dls.vocab)
+
+
+def test_summary_counts_every_parameter(learn, capsys):
+    text = str(learn.summary())
+    number = sum(parameter.numel() for parameter in learn.model.parameters())
+    assert f"Total params: {number:,}" in text and "ChannelsLast" in text
+
+
+def test_lr_find_suggests_a_rate_and_leaves_the_weights_alone(learn):
+    before = [parameter.detach().clone() for parameter in learn.model.parameters()]
+    found = learn.lr_find(num_it=12)
+    assert 1e-7 < found.valley < 10
+    assert len(plt.gcf().axes[0].lines[0].get_xdata()) > 5
+    assert all(map(torch.equal, before, learn.model.parameters()))
+
+
+def test_fit_one_cycle_by_hand(learn):
+    before = learn.model.state_dict()["conv1.weight"].clone()
+    learn.fit_one_cycle(1)
+    assert len(learn.recorder.values) == 1 and np.isfinite(learn.recorder.values).all()
+    assert not torch.equal(before, learn.model.state_dict()["conv1.weight"])
+    assert learn.fitted_as is None
+
+
+def test_fine_tune_trains_the_head_first_then_everything(learn):
+    frozen = []
+
+    class Look(Callback):
+        def before_epoch(self):
+            frozen.append(not self.model.conv1.weight.requires_grad)
+
+    learn.fine_tune(1, cbs=Look())
+    assert frozen == [True, False]
+
+
+def test_validate_gives_the_loss_and_the_accuracy_of_the_validation_part(case, learn):
+    loss, accuracy = learn.validate()
+    right = np.array(classes_of(expected(case, "valid"))) == case.targets["valid"].numpy()
+    assert accuracy == pytest.approx(right.mean(), abs=1e-6)
+    if case.recipe.pipeline not in ORDINAL:
+        assert loss == pytest.approx(slow_losses(case).mean(), rel=1e-4)
+
+
+def test_get_preds_are_the_predictions_of_the_package(case, learn):
+    answers, targets, decoded, losses = learn.get_preds(with_decoded=True, with_loss=True)
+    np.testing.assert_allclose(answers, expected(case, "valid"), rtol=0, atol=1e-5)
+    assert targets.tolist() == case.targets["valid"].tolist()
+    assert decoded.tolist() == classes_of(answers.numpy())
+    assert losses.shape == (10 if case.recipe.task == "herlev" else 6,)
+    if case.recipe.pipeline not in ORDINAL:
+        np.testing.assert_allclose(losses, slow_losses(case), rtol=1e-3, atol=1e-5)
+
+
+def test_get_preds_of_the_training_part_are_neither_augmented_nor_shuffled(case, learn):
+    files = toys.files_of(case.split, "train")
+    answers, targets = learn.get_preds(dl=learn.dls.test_dl(files, with_labels=True))
+    np.testing.assert_allclose(answers, expected(case, "train"), rtol=0, atol=1e-5)
+    assert (
+        targets.tolist() == learn.get_preds(ds_idx=0)[1].tolist() == case.targets["train"].tolist()
     )
-    batches = lambda loader: torch.cat([torch.Tensor(x) for x, _ in loader])  # noqa: E731
-    assert torch.equal(batches(loaders.valid), batches(plain.valid))
-    assert not torch.equal(batches(loaders.train).sort(dim=0)[0], batches(plain.train).sort(dim=0)[0])
-    assert not torch.equal(batches(loaders.train), batches(loaders.train))
-    assert batches(loaders.train).min() > -2.2  # no black corners: edges are continued
+
+
+def test_show_results_has_the_label_over_the_prediction(case, learn):
+    answers = classes_of(learn.get_preds()[0].numpy())
+    learn.show_results(shuffle=False, max_n=5)
+    pairs = list(zip(case.targets["valid"].tolist(), answers))[:5]
+    assert titles() == [f"{learn.dls.vocab[a]}\n{learn.dls.vocab[b]}" for a, b in pairs]
+
+
+@pytest.mark.parametrize("kind", [str, None], ids=["str", "Path"])
+def test_predict_of_a_file_is_its_row_of_get_preds(case, learn, kind):
+    file = case.files[3]
+    row = expected(case, "test")[3]
+    label, code, values = learn.predict(kind(file) if kind else file)
+    np.testing.assert_allclose(values, row, rtol=0, atol=1e-5)
+    assert code.item() == classes_of(row[None])[0] and label == learn.dls.vocab[code]
+    assert len(values) == (1 if case.recipe.pipeline == "regression" else len(learn.dls.vocab))
+
+
+def test_predict_of_a_file_of_ones_own(case, learn, tmp_path):
+    file = tmp_path / f"mine{case.files[2].suffix}"
+    shutil.copy(case.files[2], file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mine, same = learn.predict(file), learn.predict(case.files[2])
+    assert mine[0] == same[0] and torch.equal(mine[2], same[2])
+
+
+def test_test_dl_takes_files_with_or_without_labels(case, learn):
+    answers, _ = learn.get_preds(dl=learn.dls.test_dl(case.files))
+    np.testing.assert_allclose(answers, expected(case, "test"), rtol=0, atol=1e-5)
+    names = list(map(str, case.files))
+    answers, targets = learn.get_preds(dl=learn.dls.test_dl(names, with_labels=True))
+    np.testing.assert_allclose(answers, expected(case, "test"), rtol=0, atol=1e-5)
+    assert targets.tolist() == case.targets["test"].tolist()
+
+
+def test_tta_averages_over_augmented_views(case, learn):
+    plain, targets = learn.tta(beta=1)
+    np.testing.assert_allclose(plain, learn.get_preds()[0], rtol=0, atol=1e-5)
+    averaged = learn.tta(dl=learn.dls.test_dl(case.files, with_labels=True))[0]
+    assert averaged.shape == expected(case, "test").shape and targets.equal(case.targets["valid"])
+    assert not np.allclose(averaged, expected(case, "test"), rtol=0, atol=1e-6)
+    if averaged.shape[1] > 1:
+        np.testing.assert_allclose(averaged.sum(dim=1), 1, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interpretation", [Interpretation, ClassificationInterpretation])
+def test_plot_top_losses_shows_the_worst_pictures_first(case, learn, interpretation):
+    interpretation.from_learner(learn).plot_top_losses(6)
+    answers, targets, decoded, losses = learn.get_preds(with_decoded=True, with_loss=True)
+    worst, wanted = losses.argsort(descending=True)[:6].tolist(), []
+    for row in worst:
+        answer, label = learn.dls.vocab[decoded[row]], learn.dls.vocab[targets[row]]
+        wanted.append(f"{answer}/{label} / {losses[row]:.2f} / {answers[row].max():.2f}")
+    assert titles() == wanted
+    file = toys.files_of(case.split, "valid")[worst[0]]
+    assert is_shown(plt.gcf().axes[0], file)
+
+
+def test_plot_confusion_matrix_counts_labels_and_predictions(case, learn):
+    ClassificationInterpretation.from_learner(learn).plot_confusion_matrix()
+    counts = np.zeros((len(learn.dls.vocab),) * 2, dtype=int)
+    for target, answer in zip(case.targets["valid"], classes_of(expected(case, "valid"))):
+        counts[target, answer] += 1
+    ax = plt.gcf().axes[0]
+    assert ax.images[0].get_array().tolist() == counts.tolist()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(learn.dls.vocab)
+
+
+def test_callbacks_can_be_added_and_removed(learn):
+    class Count(Callback):
+        batches = 0
+
+        def after_batch(self):
+            self.batches += 1
+
+    count = Count()
+    assert learn.add_cb(count) is learn and learn.count is count
+    learn.validate()
+    assert count.batches == len(learn.dls.valid)
+    learn.remove_cb(count)
+    assert count not in learn.cbs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU here")
+def test_to_fp16_on_a_gpu(case):
+    learn = learners.build(case.split, case.recipe, "cuda").to_fp16()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1)
+    assert np.isfinite(learn.recorder.values).all()
+
+
+def test_mixup_of_the_tutorials(learn):
+    learn.fit(1, cbs=MixUp())
+    assert np.isfinite(learn.recorder.values).all()
+
+
+def test_new_loaders_keep_the_pictures_and_labels(learn):
+    old, new = learn.dls.valid, learn.dls.valid.new(bs=3)
+    assert new.vocab == learn.dls.vocab and len(new.one_batch()[0]) == 3
+    for before, after in zip(zip(*old), zip(*new)):
+        assert torch.equal(torch.cat(before), torch.cat(after))
+    train = learn.dls.new(bs=3)  # fastai: that of the training part
+    assert train.one_batch()[0].shape == (3, 3, 32, 32) and len(train.dataset) == len(
+        learn.dls.train_ds
+    )
+
+
+# Losses of single images
+
+
+def corn_loss(row: np.ndarray, target: int) -> float:
+    """Shi, Cao and Raschka 2023, equation 9, of one image: ``row`` has its k - 1 logits."""
+    last = min(target + 1, len(row))
+    answers = 1 / (1 + np.exp(-row[:last]))
+    beyond = np.arange(last) < target
+    return -np.log(np.where(beyond, answers, 1 - answers)).mean()
+
+
+@pytest.mark.parametrize("pipeline", ORDINAL)
+def test_ordinal_rivals_have_a_loss_for_each_image(tiny_demo, pipeline):
+    case = made(pipeline, tiny_demo)
+    with case.learn.no_bar():
+        _, _, losses = case.learn.get_preds(with_loss=True)
+        outputs, targets = case.learn.get_preds(act=lambda output: output)
+    if pipeline == "corn":
+        slow = [corn_loss(row, target) for row, target in zip(outputs.numpy(), targets.tolist())]
+    else:
+        soft = torch.tensor(get_triangular_soft_labels(5, 0.05))[targets]
+        slow = -(soft * F.log_softmax(outputs, dim=1)).sum(dim=1)
+    np.testing.assert_allclose(losses, slow, rtol=1e-4)
+    assert len(set(losses.tolist())) > 5
+
+
+# Batches
+
+
+def loaders_of(data_root, split=None, **changes):
+    recipe = toys.recipe_of(**changes)
+    split = toys.split_of(data_root, recipe) if split is None else split
+    return learners.dataloaders(split, recipe, "cpu"), split
+
+
+def test_training_labels_belong_to_their_pictures(tiny_demo):
+    loaders, split = loaders_of(tiny_demo, **toys.STILL, batch_size=22)
+    pictures = np.stack([squares.one(file, 32) for file in split["path"]]).astype(np.float32)
+    (normalize,) = [t for t in loaders.train.after_batch if type(t).__name__ == "Normalize"]
+    x, y = loaders.train.one_batch()
+    for picture, target in zip(normalize.decode(x) * 255, y.tolist()):
+        row = np.abs(pictures - picture.numpy()).max(axis=(1, 2, 3)).argmin()
+        assert split["part"][row] == "train" and split["label"][row] == loaders.vocab[target]
+
+
+def test_training_images_are_shuffled_and_validation_images_in_order(tiny_demo):
+    loaders, split = loaders_of(tiny_demo, batch_size=11)
+    labels = [loaders.vocab[target] for _, batch in loaders.valid for target in batch]
+    assert labels == split.loc[split["part"] == "valid", "label"].tolist()
+    epochs = [tuple(torch.cat([y for _, y in loaders.train]).tolist()) for _ in range(6)]
+    assert len(set(epochs)) > 1 and len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+    assert loaders.train.drop_last  # batch statistics of a last batch of one image are noise
+
+
+def test_no_process_is_started_to_read_pictures(tiny_demo):
+    loaders, _ = loaders_of(tiny_demo)
+    assert [loader.fake_l.num_workers for loader in loaders.loaders] == [0, 0]
+    assert loaders.test_dl(["a.png"]).fake_l.num_workers == 0
+
+
+def alike(split, file) -> pd.DataFrame:
+    """``split`` in which every image is the picture ``file``."""
+    return split.assign(path=str(file), sha256=str(file))
+
+
+def test_both_loaders_normalise(tiny_demo, tmp_path):
+    Image.new("RGB", (9, 9), (128, 128, 128)).save(tmp_path / "grey.png")
+    recipe = toys.recipe_of(**toys.STILL)
+    split = alike(toys.split_of(tiny_demo, recipe), tmp_path / "grey.png")
+    loaders = learners.dataloaders(split, recipe, "cpu")
+    wanted = (128 / 255 - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
+    for loader in loaders.loaders:
+        x = torch.Tensor(loader.one_batch()[0])
+        assert (x.mean(dim=(0, 2, 3)) - wanted).abs().max() < 1e-5
+
+
+def all_pictures(loader) -> torch.Tensor:
+    return torch.cat([torch.Tensor(x) for x, _ in loader])
+
+
+def test_augmentation_is_for_training_alone_and_normalised_after(tiny_demo):
+    loaders, split = loaders_of(tiny_demo)
+    plain, _ = loaders_of(tiny_demo, split, **toys.STILL)
+    np.testing.assert_allclose(all_pictures(loaders.valid), all_pictures(plain.valid), atol=1e-5)
+    still = all_pictures(plain.train).sort(dim=0)[0]
+    assert not torch.equal(all_pictures(loaders.train).sort(dim=0)[0], still)
+    assert not torch.equal(all_pictures(loaders.train), all_pictures(loaders.train))
+    assert all_pictures(loaders.train).min() > -2.2  # no black corners: edges are continued
 
 
 @pytest.mark.parametrize(("flip", "seen"), [("none", 1), ("horizontal", 2), ("both", 8)])
-def test_flips_are_those_of_the_recipe(split_of, tmp_path, flip, seen):
+def test_flips_are_those_of_the_recipe(tiny_demo, tmp_path, flip, seen):
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[4:9, 4:20] = 255
-    Image.fromarray(pixels).save(tmp_path / "l.png")
-    recipe = herlev(flip=flip, rotate=0.0, zoom=1.0, lighting=0.0, batch_size=10)
-    split = split_of("herlev").assign(path=str(tmp_path / "l.png"), sha256="l")
-    loaders = learners.dataloaders(split, recipe, torch.device("cpu"))
+    Image.fromarray(pixels).save(tmp_path / "bar.png")
+    recipe = toys.recipe_of(**(toys.STILL | {"flip": flip}), batch_size=20)
+    split = alike(toys.split_of(tiny_demo, recipe), tmp_path / "bar.png")
+    loaders = learners.dataloaders(split, recipe, "cpu")
     torch.manual_seed(0)
-    views = {
-        bytes((image[0] > 0).numpy().tobytes())
-        for _ in range(12)
-        for image in torch.Tensor(loaders.train.one_batch()[0])
-    }
+    pictures = torch.cat([torch.Tensor(loaders.train.one_batch()[0]) for _ in range(8)])
+    views = {(picture > 0).numpy().tobytes() for picture in pictures}
     assert len(views) == seen  # `both`: the eight symmetries of a square
 
 
-def test_training_images_are_shuffled_and_validation_images_in_order(split_of):
-    split = split_of("colposcopy")
-    loaders = learners.dataloaders(split, colposcopy(batch_size=5), torch.device("cpu"))
-    codes = pd.Categorical(split.loc[split["part"] == "valid", "label"], categories=CLASSES["colposcopy"]).codes
-    assert loaders.valid.one_batch()[1].tolist() == list(codes)
-    epochs = [tuple(torch.cat([y for _, y in loaders.train]).tolist()) for _ in range(6)]
-    assert len(set(epochs)) > 1 and len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+def test_balanced_batches_draw_every_class_as_often_whatever_its_share(tiny_demo):
+    recipe = toys.recipe_of(balanced=True, image_size=32)
+    split = toys.split_of(tiny_demo, recipe)
+    rows = split.index[split["part"] == "train"]
+    split.loc[rows, "label"] = ["normal"] * (len(rows) - 1) + ["carcinoma_in_situ"]
+    loaders = learners.dataloaders(split, recipe, "cpu")
+    set_seed(0)
+    drawn = [loaders.train.get_idxs() for _ in range(200)]
+    share = np.mean([index == len(rows) - 1 for indices in drawn for index in indices])
+    assert share == pytest.approx(0.5, abs=0.03)
+    targets = torch.cat([y for _, y in loaders.valid])
+    wanted = split.loc[split["part"] == "valid", "label"].tolist()
+    assert [loaders.vocab[target] for target in targets] == wanted
+    assert len(loaders.test_dl(["a", "b", "c"]).get_idxs()) == 3
 
 
-# Training
+def test_a_part_smaller_than_a_batch_is_one_batch(tiny_demo):
+    loaders, split = loaders_of(tiny_demo, batch_size=400)
+    x, _ = loaders.train.one_batch()
+    assert len(x) == (split["part"] == "train").sum() and isinstance(loaders.train, TfmdDL)
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(devices.DeviceError, match=r"device=cuda.*device=auto or device=cpu"):
-        devices.pick_device("cuda")
-    assert devices.pick_device("auto", "float32") == devices.pick_device("cpu", "float32") == ("cpu", "float32")
-    assert devices.pick_device("cpu", "bf16") == ("cpu", "bf16")
-    assert devices.pick_device("cpu")[1] in ("bf16", "float32")
-
-
-def fitted(split, recipe) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    learn = learners.build(split, recipe)
-    history, kept = training.fit(learn, recipe, "cpu", "float32")
-    return training.predict(learn.model, split, recipe, "float32"), history, kept
-
-
-@pytest.mark.parametrize(
-    "make",
-    [lambda seed: herlev("combined", seed=seed), lambda seed: colposcopy("sgd", seed=seed)],
-    ids=["herlev", "colposcopy"],
-)
-def test_one_seed_gives_one_result_and_another_seed_another(split_of, make, capsys):
-    recipe = make(0)
-    split = split_of(recipe.task)
-    first, second, other = fitted(split, recipe), fitted(split, recipe), fitted(split, make(1))
-    pd.testing.assert_frame_equal(first[0], second[0], check_exact=True)
-    pd.testing.assert_frame_equal(first[1], second[1], check_exact=True)
-    columns = [name for name in first[0] if name.startswith("p_")]
-    assert (first[0][columns] - other[0][columns]).abs().max().max() > 1e-3
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and re.match(rf"{recipe.name}  epoch 1/1  train \d.*valid .*accuracy .* s to go", lines[0])
-
-
-@pytest.mark.parametrize("pipeline", ["classification", "regression", "combined", "corn", "soft_labels"])
-def test_predictions_keep_the_contract(split_of, pipeline):
-    recipe, split = herlev(pipeline, test_flips=1), split_of("herlev")
-    torch.manual_seed(0)
-    model = networks.network("resnet18", "linear", losses.n_outputs(pipeline, 5))
-    found = training.predict(model, split, recipe, "float32")
-    metrics.check_predictions(found, "herlev")
-    pd.testing.assert_frame_equal(found[["id", "group", "part", "label"]], split[["id", "group", "part", "label"]])
-    p = found.filter(like="p_").to_numpy(float)
-    if pipeline == "regression":
-        assert np.isnan(p).all() and found["score"].notna().all()
-    else:
-        np.testing.assert_allclose(p.sum(axis=1), 1, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(found["score"], p @ [1, 2, 3, 4, 5], rtol=0, atol=1e-5)
-    x = torch.stack(
-        [
-            torch.from_numpy(np.array(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR)))
-            for path in split["path"]
-        ]
-    )
-    x = (x.permute(0, 3, 1, 2) / 255 - torch.tensor(recipe.mean).view(1, 3, 1, 1)) / torch.tensor(recipe.std).view(
-        1, 3, 1, 1
-    )
-    expected = losses.score(model.eval()(x)).detach()  # each row is its own picture's
-    np.testing.assert_allclose(found["score"], expected, rtol=0, atol=1e-4)
-
-
-def test_colposcopy_predictions_keep_the_contract(split_of):
-    model = networks.network("resnet18", "paper", 3)
-    metrics.check_predictions(training.predict(model, split_of("colposcopy"), colposcopy(), "float32"), "colposcopy")
-
-
-@pytest.mark.parametrize("flips", [1, 2, 4])
-def test_flips_at_test_time_make_the_answer_the_same_for_the_flipped_picture(flips):
-    torch.manual_seed(0)
-    model, recipe = networks.network("resnet18", "linear", 5), herlev()
-    model.fc[0].weight.data *= 30
-    x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    answer = lambda x: training.outputs(model, x.numpy(), np.arange(2), recipe, "float32", flips)  # noqa: E731
-    for dims, invariant in (((3,), flips >= 2), ((2,), flips == 4), ((2, 3), flips == 4)):
-        assert np.allclose(answer(x.flip(dims)), answer(x), rtol=0, atol=1e-5) == invariant
-
-
-def test_keep_best_puts_the_epoch_with_the_lowest_validation_loss_back():
-    model = nn.Linear(1, 1)
-    keep = training.KeepBest()
-    keep.learn = SimpleNamespace(model=model, epoch=0, recorder=SimpleNamespace(values=[]))
-    keep.before_fit()
-    for epoch, loss in enumerate([0.9, 0.4, 0.6, float("nan")]):
-        model.weight.data.fill_(epoch)
-        keep.learn.epoch = epoch
-        keep.learn.recorder.values.append([0.0, loss, 0.0])
-        keep.after_epoch()
-    keep.after_fit()
-    assert keep.best_epoch == 1 and model.weight.item() == 1
-
-
-def test_the_network_kept_is_the_one_whose_validation_loss_was_lowest(split_of):
-    recipe = herlev(
-        "combined", epochs=4, lr=3e-3, lr_head=3e-2, test_flips=1, flip="none", rotate=0.0, zoom=1.0, lighting=0.0
-    )
-    split = split_of("herlev")
-    found, history, kept = fitted(split, recipe)
-    assert list(history["epoch"]) == [1, 2, 3, 4] and kept == history["valid_loss"].idxmin() + 1
-    rows = found[found["part"] == "valid"]
-    own = [
-        -np.log(row[f"p_{row['label']}"]) + (metrics.true_class(found.loc[[i]])[0] + 1 - row["score"]) ** 2
-        for i, row in rows.iterrows()
-    ]
-    assert np.mean(own) == pytest.approx(history["valid_loss"].min(), rel=1e-3)
-
-
-def test_a_loss_that_explodes_stops_with_a_remedy(split_of):
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        fitted(split_of("herlev"), herlev("regression", lr=1e20, lr_head=1e20, schedule="constant", epochs=2))
-
-
-def test_a_finished_run_is_read_and_a_changed_recipe_or_table_trains_again(split_of, tmp_path, monkeypatch, capsys):
-    fits = []
-    fit = training.fit
-    monkeypatch.setattr(training, "fit", lambda *args: fits.append(args[1]) or fit(*args))
-    split, recipe = split_of("colposcopy"), colposcopy()
-    run = lambda split, recipe: runs.obtain(split, recipe, tmp_path, "cpu", "float32")  # noqa: E731
-    first, again = run(split, recipe), run(split, recipe)
-    assert len(fits) == 1 and "finished run" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(first.predictions, again.predictions)
-    assert first.folder == tmp_path / "colposcopy" / "sgd" / "paper-0"
-    assert sorted(file.name for file in first.folder.iterdir()) == sorted(runs.FILES)
-    facts = json.loads((first.folder / "recipe.json").read_text())
-    assert facts["initialisation"] == "resnet18, random initialisation (no pretraining)"
-    assert facts["parts"] == {"train": 10, "valid": 5, "test": 5} and facts["device"] == "cpu" and facts["threads"] == 1
-    assert run(split, replace(recipe, lr=0.01)).recipe["lr"] == 0.01 and len(fits) == 2
-    run(split.assign(sha256="other pixels"), replace(recipe, lr=0.01))
-    assert len(fits) == 3
-    model = runs.load_model(runs.read(first.folder))
-    again = training.predict(model, split, recipe, "float32").filter(like="p_")
-    np.testing.assert_allclose(runs.read(first.folder).predictions.filter(like="p_"), again, rtol=0, atol=2e-6)
-
-
-def test_the_benchmark_of_flips_starts_from_the_predictions_of_the_run_itself(split_of, tmp_path):
-    cells = split_of("herlev")
-    run = runs.obtain(cells, herlev(test_flips=2), tmp_path, "cpu", "float32")
-    found = flips.predictions(run, cells)
-    assert list(found) == [1, 2, 4] and all(table["id"].equals(run.test["id"]) for table in found.values())
-    np.testing.assert_allclose(found[2]["score"], run.test["score"], rtol=0, atol=1e-4)
-    assert not np.allclose(found[1]["score"], found[4]["score"], atol=1e-4)
-    with pytest.raises(SystemExit, match="other pictures"):
-        flips.predictions(run, cells.assign(path=cells["path"].to_list()[::-1]))
-
-
-@pytest.mark.parametrize(("make", "architecture"), [(herlev, "resnet101"), (colposcopy, "resnet50")])
-def test_the_real_networks_train_one_step_on_every_parameter(split_of, make, architecture):
-    recipe = make(architecture=architecture, weights="none", batch_size=10, schedule="constant", selection="last")
-    learn = learners.build(split_of(recipe.task), recipe)
-    before = [p.detach().clone() for p in learn.model.parameters()]
-    training.fit(learn, recipe, "cpu", "float32")
-    moved = [not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())]
-    assert np.mean(moved) > 0.3 and moved[-1]  # zero-initialised branches wait for their batch norm
-    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
-
-
-# What generalises, and rivals: stain, window, balanced batches, ordinal pipelines
+# Stain
 
 
 def test_stain_changes_each_colour_of_each_training_image_by_one_power_and_factor():
@@ -520,130 +436,155 @@ def test_stain_changes_each_colour_of_each_training_image_by_one_power_and_facto
     assert torch.equal(learners.Stain(0.3)(x, split_idx=1), x)
     for before, after in zip(x.reshape(9, -1), out.reshape(9, -1)):
         inside = after < 1
-        slope, shift = np.polyfit(-before[inside].log(), -after[inside].log(), 1)
-        np.testing.assert_allclose(-after[inside].log(), -slope * before[inside].log() + shift, atol=1e-5)
+        density = -before[inside].log()
+        slope, shift = np.polyfit(density, -after[inside].log(), 1)
+        np.testing.assert_allclose(-after[inside].log(), slope * density + shift, atol=1e-5)
         assert 0.3 < slope < 3 and slope != 1
     assert out.min() >= 0 and out.max() <= 1
 
 
 def test_stain_gains_have_the_spread_asked_for():
     torch.manual_seed(0)
-    out = learners.Stain(0.2)(TensorImage(torch.full((4000, 3, 1, 2), 0.5) ** torch.tensor([1.0, 2.0])), split_idx=0)
+    grey = torch.full((4000, 3, 1, 2), 0.5) ** torch.tensor([1.0, 2.0])
+    out = learners.Stain(0.2)(TensorImage(grey), split_idx=0)
     gain = (out[..., 0] / out[..., 1]).log() / np.log(2)
-    assert gain.log().std().item() == pytest.approx(0.2, rel=0.05) and gain.log().mean().abs() < 0.01
+    assert gain.log().std().item() == pytest.approx(0.2, rel=0.05)
+    assert gain.log().mean().abs() < 0.01
 
 
-def test_only_training_batches_are_stained(split_of):
-    recipe = herlev(stain=0.5, flip="none", rotate=0.0, zoom=1.0, lighting=0.0)
-    loaders = learners.dataloaders(split_of("herlev"), recipe, torch.device("cpu"))
-    plain = learners.dataloaders(split_of("herlev"), replace(recipe, stain=0.0), torch.device("cpu"))
-    assert torch.equal(loaders.valid.one_batch()[0], plain.valid.one_batch()[0])
-    assert learners.augmentations(replace(recipe, stain=0.0)) == []
-    assert not torch.isclose(loaders.train.one_batch()[0].std(), plain.train.one_batch()[0].std(), rtol=1e-3)
+def test_only_training_batches_are_stained(tiny_demo):
+    loaders, split = loaders_of(tiny_demo, **toys.STILL, stain=0.5)
+    plain, _ = loaders_of(tiny_demo, split, **toys.STILL)
+    assert torch.equal(all_pictures(loaders.valid), all_pictures(plain.valid))
+    stained, unstained = all_pictures(loaders.train).std(), all_pictures(plain.train).std()
+    assert not torch.isclose(stained, unstained, rtol=1e-3)
+    assert learners.augmentations(toys.recipe_of(**toys.STILL)) == []
 
 
-def test_balanced_batches_draw_every_class_as_often_whatever_its_share(split_of):
-    split = split_of("herlev")
-    rows = split.index[split["part"] == "train"]
-    split.loc[rows, "label"] = ["normal"] * 9 + ["carcinoma_in_situ"]
-    loaders = learners.dataloaders(split, herlev(balanced=True), torch.device("cpu"))
-    set_seed(0)
-    drawn = torch.cat([target for _ in range(200) for _, target in loaders.train])
-    assert (drawn == 4).float().mean().item() == pytest.approx(0.5, abs=0.04)
-    valid = split.loc[split["part"] == "valid", "label"]
-    assert len(loaders.valid_ds) == len(valid) == sum(len(y) for _, y in loaders.valid)
+# Device, precision, optimiser
 
 
-def test_corn_probabilities_are_products_of_conditional_ones():
-    out = outputs(20, 4)
-    found = losses.probabilities(out, 5).numpy()
-    for row, logits in zip(found, out.tolist()):
-        beyond = [1.0]
-        for value in logits:
-            beyond.append(beyond[-1] / (1 + np.exp(-value)))
-        np.testing.assert_allclose(row, [a - b for a, b in zip(beyond, [*beyond[1:], 0.0])], atol=1e-6)
-    assert (found >= 0).all() and np.allclose(found.sum(axis=1), 1)
-    sure = torch.tensor([[-50.0, 0, 0, 0], [50, 50, -50, 0], [50, 50, 50, 50]])
-    assert losses.predicted_class(sure).tolist() == [0, 2, 4] and losses.score(sure).tolist() == [1, 3, 5]
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(learners.DeviceError, match=r"device=cuda.*device=auto or device=cpu"):
+        learners.pick_device("cuda")
+    assert learners.pick_device("auto") == learners.pick_device("cpu") == "cpu"
 
 
-def test_ordinal_rivals_fall_with_the_error_and_are_dlordinals():
-    target = torch.tensor([0, 2, 4])
-    right = 20 * torch.eye(5)[target]
-    for pipeline, good in (
-        ("corn", torch.tensor([[-9.0, 0, 0, 0], [9, 9, -9, 0], [9, 9, 9, 9]])),
-        ("soft_labels", right),
-    ):
-        loss = losses.loss_of(pipeline, n_classes=5)
-        assert type(loss).__module__.startswith("dlordinal")
-        assert loss(good, target) < loss(good.flip(0), target)
+def test_precision_is_that_asked_for_else_that_of_the_hardware(monkeypatch):
+    assert learners.pick_precision("float32", "cpu") == "float32"
+    assert learners.pick_precision("bf16", "cpu") == "bf16"
+    for has, wanted in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has, raising=False
+        )
+        assert learners.pick_precision("auto", "cpu") == wanted
 
 
-@pytest.mark.parametrize(("name", "weight"), [("combined", 1.0), ("combined_w0.3", 0.3), ("combined_w10", 10.0)])
-def test_the_weight_of_the_constraint_comes_from_the_pipelines_name(name, weight):
-    recipe = recipes.herlev(config.validate({"herlev_pipelines": [name]}, "test"), name)
-    assert (recipe.pipeline, recipe.regression_weight) == (name, weight)
-    out, target = outputs(6, 5), torch.arange(6) % 5
-    expected = losses.severity_loss(out, target, 1.0, weight)
-    assert torch.equal(losses.loss_of(recipe.pipeline, recipe.regression_weight)(out, target), expected)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_steps_run_in_the_precision_of_the_recipe(tiny_demo, precision):
+    case, kinds = made("combined", tiny_demo, precision=precision), set()
+    case.learn.model.layer4.register_forward_hook(lambda *parts: kinds.add(parts[2].dtype))
+    with case.learn.no_bar(), case.learn.no_logging():
+        case.learn.fit_one_cycle(1)
+        case.learn.get_preds()
+    assert kinds == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert {parameter.dtype for parameter in case.learn.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["combined_w", "combined_w-1", "combined_wx", "corn2", "../x"])
-def test_pipelines_that_do_not_exist_are_refused(name):
-    with pytest.raises(config.ConfigError, match="herlev_pipelines"):
-        config.validate({"herlev_pipelines": [name]}, "test")
-
-
-# Small pictures first
-
-
-def seen_in_training(split: pd.DataFrame, recipe: recipes.Recipe) -> tuple[list[int], list[int], list[torch.Tensor]]:
-    """Sides of the training and of the validation batches that a network sees in a fit, and the training batches."""
-    learn, sides, batches = learners.build(split, recipe), {True: [], False: []}, []
-
-    def look(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        (x,) = inputs
-        assert x.shape[2] == x.shape[3] and x.is_contiguous(memory_format=torch.channels_last)
-        sides[module.training].append(x.shape[2])
-        if module.training:
-            batches.append(x.detach().clone())
-
-    learn.model.register_forward_pre_hook(look)
-    training.fit(learn, recipe, "cpu", "float32")
-    return sides[True], sides[False], batches
-
-
-def test_training_pictures_grow_and_validation_pictures_are_always_whole(split_of):
-    train, valid, _ = seen_in_training(split_of("herlev"), herlev(epochs=4, progressive=True))
-    assert train == [16] * 4 + [24] * 2 + [32] * 2  # 8 steps, 2 an epoch
-    assert valid == [32] * 4
-
-
-def test_pictures_grow_within_an_epoch_too(split_of):
-    train, valid, _ = seen_in_training(split_of("herlev"), herlev(epochs=1, progressive=True, batch_size=2))
-    assert train == [16, 16, 16, 24, 32] and set(valid) == {32}
-
-
-def test_small_pictures_are_the_whole_ones_seen_from_afar(split_of):
-    still = {"flip": "none", "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "lr": 0.0, "lr_head": 0.0}
-    small, whole = (
-        seen_in_training(split_of("herlev"), herlev(epochs=1, progressive=progressive, **still))[2][0]
-        for progressive in (True, False)
+def test_fastais_own_precision_replaces_the_recipes(tiny_demo):
+    case, seen = made("combined", tiny_demo, precision="bf16"), []
+    case.learn.model.conv1.register_forward_hook(
+        lambda *parts: seen.append(torch.is_autocast_enabled("cpu"))
     )
-    assert small.shape == (5, 3, 16, 16) and whole.shape == (5, 3, 32, 32)
-    inner = np.s_[:, :, 2:-2, 2:-2]  # a triangle of 4 pixels, the edge apart
-    means = nn.functional.conv2d(
-        nn.functional.pad(whole, [1] * 4).flatten(0, 1)[:, None],
-        (torch.tensor([1.0, 3, 3, 1]) / 8).outer(torch.tensor([1.0, 3, 3, 1]) / 8)[None, None],
-        stride=2,
-    ).view(small.shape)
-    torch.testing.assert_close(small[inner], means[inner], rtol=0, atol=1e-5)
+    case.learn.to_bf16()  # autocasts 'cuda' whatever the device
+    with case.learn.no_bar(), case.learn.no_logging():
+        case.learn.fit(1)
+    assert seen and not any(seen)
 
 
-def test_pictures_are_whole_unless_asked_for(split_of):
-    train, valid, _ = seen_in_training(split_of("herlev"), herlev())
-    assert set(train) == set(valid) == {32}
-    for settings in (config.validate({}, "defaults"), config.load(paths.CONFIG / "demo.yaml")):
-        made = [recipes.herlev(settings, "combined"), *(recipes.colposcopy(settings, k) for k in ("sgd", "modern"))]
-        assert not any(recipe.progressive for recipe in made)
-    assert recipes.herlev(config.validate({"herlev_progressive": True}, "defaults"), "combined").progressive
+def interrupted_in(model, module) -> None:
+    """Run ``module``'s next forward pass as if Ctrl-C were pressed in it."""
+
+    def interrupt(*parts):
+        handle.remove()
+        raise KeyboardInterrupt
+
+    handle = module.register_forward_hook(interrupt)
+
+
+@pytest.mark.parametrize("call", ["fit_one_cycle", "fit", "get_preds"])
+def test_an_interrupt_leaves_nothing_switched_on(tiny_demo, call):
+    case = made("combined", tiny_demo, precision="bf16")
+    threads = torch.get_num_threads()
+    interrupted_in(case.learn.model, case.learn.model.layer2)
+    with case.learn.no_bar(), case.learn.no_logging():
+        with pytest.raises(KeyboardInterrupt):
+            if call == "fit":
+                fitting.fit(case.learn, case.recipe)
+            else:
+                getattr(case.learn, call)(*[1] * (call == "fit_one_cycle"))
+        assert not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert torch.get_num_threads() == threads and torch.is_grad_enabled()
+        case.learn.fit_one_cycle(1)  # and the Learner works on
+    assert np.isfinite(case.learn.recorder.values).all()
+
+
+@pytest.mark.parametrize(("pipeline", "kind"), [("combined", "AdamW"), ("sgd", "SGD")])
+def test_rates_momentum_and_decay_reach_their_groups(tiny_demo, pipeline, kind):
+    case = made(pipeline, tiny_demo, lr=1e-3, head_factor=10.0, schedule="constant")
+    fitting.fit(case.learn, case.recipe)
+    assert type(case.learn.opt.opt).__name__ == kind and case.learn.opt.opt.defaults["fused"]
+    assert [group["lr"] for group in case.learn.opt.hypers] == pytest.approx([1e-3, 1e-2])
+    decay = {"combined": 0.05, "sgd": 1e-4}[pipeline]
+    assert all(group["wd"] == decay for group in case.learn.opt.hypers)
+    assert all(group["mom"] == 0.9 for group in case.learn.opt.hypers)
+    body, head = case.learn.opt.opt.param_groups
+    assert {id(p) for p in head["params"]} == {id(p) for p in case.learn.model.fc.parameters()}
+    assert len(body["params"]) + len(head["params"]) == len(list(case.learn.model.parameters()))
+
+
+def test_the_learner_is_built_from_the_recipes_seed(tiny_demo):
+    first, again = made("combined", tiny_demo), made("combined", tiny_demo)
+    other = made("combined", tiny_demo, seed=1)
+    weights = [case.learn.model.conv1.weight for case in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+# Any architecture, and the Learner of a finished run
+
+
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", "convnext_tiny", "mobilenet_v3_small", "efficientnet_b0"]
+)
+def test_any_architecture_of_torchvision_trains_an_epoch(tiny_demo, architecture):
+    case = made("combined", tiny_demo, architecture=architecture, batch_size=11)
+    fitting.fit(case.learn, case.recipe)
+    table = fitting.predict(case.learn.model, case.split, case.recipe)
+    assert np.isfinite(fitting.history(case.learn)).all(axis=None)
+    assert np.isfinite(table["score"]).all() and len(table) == 43
+
+
+def test_an_architecture_that_does_not_exist_is_named(tiny_demo):
+    with pytest.raises(networks.WeightsError, match="no network 'resnet_18'"):
+        made("combined", tiny_demo, architecture="resnet_18")
+
+
+@pytest.mark.parametrize("pipeline", ["combined", "regression", "modern"])
+def test_the_learner_of_a_run_is_the_trained_one(tiny_demo, tmp_path, pipeline):
+    recipe = toys.recipe_of(pipeline, precision="float32", test_flips=1, weights="none")
+    split = toys.split_of(tiny_demo, recipe)
+    run = runs.obtain(split, recipe, tmp_path, "cpu")
+    learn = runs.learner(run, split, "cpu")
+    files, columns = toys.files_of(split, "test"), ["score"]
+    if pipeline != "regression":
+        columns = [f"p_{name}" for name in recipe.classes]
+    with learn.no_bar():
+        answers, _ = learn.get_preds(dl=learn.dls.test_dl(files))
+        label, _, values = learn.predict(files[0])
+    np.testing.assert_allclose(answers, run.test[columns], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(values, answers[0], rtol=0, atol=1e-5)
+    assert label == learn.dls.vocab[classes_of(answers.numpy())[0]]
+    fitting.fit(learn, recipe)  # goes on from the trained weights
+    assert learn.fitted_as is None

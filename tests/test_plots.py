@@ -1,42 +1,458 @@
 """Plots are tested on what was drawn, not on pixels."""
 
+import io
+import subprocess
+import sys
+import warnings
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import pytest
+from matplotlib.colors import to_hex, to_rgb
 
-from cervix_utils import plots
+from cervix_utils.data import datasets
+from cervix_utils.report import plots
 
 mpl.use("agg")
+import matplotlib.pyplot as plt
+
+CLASSES = datasets.get("herlev").classes
+
+
+@pytest.fixture
+def grid():
+    """Function: axes of so many rows and columns."""
+    made = []
+
+    def make(rows: int, columns: int) -> np.ndarray:
+        figure, axes = plt.subplots(rows, columns, squeeze=False)
+        made.append(figure)
+        return axes
+
+    yield make
+    for figure in made:
+        plt.close(figure)
+
+
+def luminance(colours: np.ndarray) -> np.ndarray:
+    """Relative luminance (sRGB, WCAG 2.1) of colours (n, 3)."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def predictions(true: list[int], named: list[int]) -> pd.DataFrame:
+    """Predictions of Herlev cells whose class is ``true`` and most probable class ``named``."""
+    p = np.full((len(true), 5), 0.1)
+    p[np.arange(len(true)), named] = 0.6
+    table = pd.DataFrame(p, columns=[f"p_{name}" for name in CLASSES])
+    score = p @ np.arange(1, 6)
+    return table.assign(label=[CLASSES[k] for k in true], score=score, task="herlev")
+
+
+def ticks(ax, axis: str = "y") -> list[str]:
+    return [tick.get_text() for tick in getattr(ax, f"get_{axis}ticklabels")()]
+
+
+def svg(figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    return text.getvalue()
 
 
 def test_confusion_prints_counts_and_shares_of_the_row(ax):
-    plots.confusion(ax, np.array([[3, 1], [0, 2]]), ["normal", "light_dysplastic"])
-    assert [text.get_text() for text in ax.texts] == ["3\n75%", "1\n25%", "0\n0%", "2\n100%"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["normal", "light dysplastic"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "reference standard")
+    plots.confusion(ax, predictions([0, 0, 0, 0, 1, 4, 4], [0, 0, 0, 1, 1, 4, 4]), "a title")
+    texts = np.reshape([text.get_text() for text in ax.texts], (5, 5))
+    assert list(texts[0]) == ["3\n75%", "1\n25%", "0\n0%", "0\n0%", "0\n0%"]
+    assert texts[1, 1] == "1\n100%" and texts[4, 4] == "2\n100%" and texts[2, 2] == "0\n0%"
+    words = [name.replace("_", " ") for name in CLASSES]
+    assert ticks(ax) == ticks(ax, "x") == words
+    labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_title()
+    assert labels == ("predicted", "reference standard", "a title")
+
+
+def test_every_number_of_a_confusion_matrix_can_be_read(ax):
+    """Contrast of at least 4.5 (WCAG 2.1, 1.4.3) between each number and what lies behind it."""
+    true = np.repeat([0, 1, 2, 3, 4], 20)
+    named = np.concatenate([np.arange(20) < share for share in (20, 16, 11, 6, 1)]).astype(int)
+    plots.confusion(ax, predictions(list(true), list(named)))
+    ax.figure.canvas.draw()
+    behind = luminance(ax.collections[0].get_facecolors()[:, :3])
+    text = luminance(np.array([to_rgb(text.get_color()) for text in ax.texts]))
+    light, dark = np.maximum(behind, text), np.minimum(behind, text)
+    assert ((light + 0.05) / (dark + 0.05)).min() >= 4.5
+    assert np.ptp(behind) > 0.4  # and shares can be told apart
 
 
 def test_losses_mark_the_epoch_that_is_kept(ax):
-    history = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [3.0, 2, 1], "valid_loss": [3.0, 1, 2]})
-    plots.losses(ax, history, kept=2)
+    losses = {"train_loss": [3.0, 2, 1], "valid_loss": [3.0, 1, 2]}
+    plots.losses(ax, pd.DataFrame({"epoch": [1, 2, 3], **losses}), kept=2)
     assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[3, 2, 1], [3, 1, 2]]
     assert list(ax.lines[2].get_xdata()) == [2, 2]
+    assert ax.get_legend_handles_labels()[1] == ["train", "valid", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "first"),
+    [("herlev", "original", "normal_superficiel"), ("colposcopy", "source", "train")],
+)
+def test_counts_stand_beside_those_published(ax, task, column, first):
+    dataset = datasets.get(task)
+    plots.counts(ax, pd.DataFrame({column: [first, first, list(dataset.published)[-1]]}), task)
+    widths = [bar.get_width() for bar in ax.patches]
+    assert widths == [2, *[0] * (len(dataset.published) - 2), 1]
+    assert list(ax.lines[0].get_xdata()) == list(dataset.published.values())
+    assert (ax.get_xlabel(), ax.get_title()) == (dataset.noun, dataset.title)
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first class stands above
 
 
 def test_intervals_are_drawn_where_they_are(ax):
     table = pd.DataFrame({"value": [0.5, 0.8], "low": [0.4, 0.7], "high": [0.7, 0.9]})
-    plots.with_intervals(ax, table, ["a", "b"], "C0", offset=0.1)
-    (bars,) = [c for c in ax.collections if hasattr(c, "get_segments")]
-    assert np.allclose([s[:, 0] for s in bars.get_segments()], [[0.4, 0.7], [0.7, 0.9]])
-    assert np.allclose([s[:, 1] for s in bars.get_segments()], [[0.1, 0.1], [1.1, 1.1]])
+    plots.with_intervals(ax, table.assign(name=["auc_mean", "mse"]), "name")
+    (bars,) = [drawn for drawn in ax.collections if hasattr(drawn, "get_segments")]
+    ends = np.array(bars.get_segments())
+    assert np.allclose(ends[:, :, 0], [[0.4, 0.7], [0.7, 0.9]])
+    assert np.allclose(ends[:, :, 1], [[0, 0], [1, 1]])
+    assert ticks(ax) == ["mean AUC", "MSE of the score"]
 
 
-def test_published_values_keep_their_lines_when_a_protocol_lacks_some(ax):
-    beside = pd.DataFrame(
-        [("a", "accuracy", 0.7, "paper", 0.6, 0.5, 0.7), ("b", "accuracy", 0.9, "grouped", 0.8, 0.7, 0.9)],
-        columns=["pipeline", "metric", "published", "protocol", "value", "low", "high"],
-    )
-    plots.against_published(ax, beside)
+def test_series_have_a_colour_each_and_gaps_where_they_lack_a_row(ax):
+    rows = [("a", "light_dysplastic", 0.3), ("a", "b", 0.6), ("c", "b", 0.9)]
+    table = pd.DataFrame(rows, columns=["series", "class", "value"])
+    table = table.assign(low=table["value"] - 0.1, high=table["value"] + 0.2)
+    plots.with_intervals(ax, table, "class", "series")
+    first, second = (bars.lines[0] for bars in ax.containers)
+    np.testing.assert_array_equal(first.get_xdata().astype(float), [0.3, 0.6])
+    np.testing.assert_array_equal(second.get_xdata().astype(float), [np.nan, 0.9])
+    assert ticks(ax) == ["light dysplastic", "b"] and ax.get_legend_handles_labels()[1] == [
+        "a",
+        "c",
+    ]
+    assert to_hex(first.get_color()) != to_hex(second.get_color())
+    assert np.abs(first.get_ydata() - second.get_ydata()).max() < 0.2
+
+
+def test_many_series_stay_on_their_row(ax):
+    rows = [(f"s{k}", name, 0.5, 0.4, 0.6) for k in range(12) for name in ("a", "b")]
+    columns = ["series", "row", "value", "low", "high"]
+    plots.with_intervals(ax, pd.DataFrame(rows, columns=columns), "row", "series")
+    places = np.array([bars.lines[0].get_ydata() for bars in ax.containers])
+    assert np.abs(places - [0, 1]).max() < 0.5
+
+
+def test_published_values_keep_their_rows_when_a_protocol_lacks_some(ax):
+    rows = [
+        ("classification", "accuracy", 0.7, "paper", 0.6, 0.5, 0.7),
+        ("combined", "accuracy", 0.9, "grouped", 0.8, 0.7, 0.9),
+    ]
+    columns = ["pipeline", "metric", "published", "protocol", "value", "low", "high"]
+    plots.against_published(ax, pd.DataFrame(rows, columns=columns))
     (diamonds,) = [line for line in ax.lines if line.get_marker() == "D"]
     assert list(diamonds.get_xdata()) == [0.7, 0.9] and list(diamonds.get_ydata()) == [0, 1]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["a: accuracy", "b: accuracy"]
+    names = ["classification: accuracy", "classification + regression: accuracy"]
+    assert ticks(ax) == names
+    labels = ["published", "random split", "grouped split"]
+    assert sorted(ax.get_legend_handles_labels()[1]) == sorted(labels)
+
+
+def test_auc_has_one_point_a_fold(ax):
+    rows = [("combined", name, 0.5 + 0.1 * k) for name in ("normal", "mean") for k in range(3)]
+    rows += [("classification", "normal", 0.9)]
+    auc = pd.DataFrame(rows, columns=["pipeline", "label", "value"])
+    plots.auc_over_folds(ax, auc, ["normal", "light_dysplastic"])
+    points = [drawn.get_offsets() for drawn in ax.collections if len(drawn.get_offsets())]
+    values = sorted(np.concatenate(points)[:, 0])
+    assert np.allclose(values, [0.5, 0.6, 0.7, 0.9])
+    assert ticks(ax) == ["normal", "light dysplastic"] and ax.get_xlabel() == "AUC"
+    labels = set(ax.get_legend_handles_labels()[1])
+    assert labels == {"classification + regression", "classification"}
+
+
+def test_scores_are_drawn_by_grade_with_every_image(ax):
+    table = predictions([0, 0, 3, 4], [0, 1, 3, 4])
+    plots.score_distribution(ax, table, "a title")
+    points = np.concatenate([drawn.get_offsets() for drawn in ax.collections])
+    assert np.allclose(sorted(points[:, 0]), sorted(table["score"]))
+    assert ticks(ax)[1] == "light dysplastic (2)" and ax.get_title() == "a title"
+    assert ax.get_xlabel() == "predicted severity score" and list(ax.get_xticks()) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+
+
+def test_exploding_values_do_not_hide_the_others(ax):
+    labels = ["normal"] * 99 + ["carcinoma_in_situ"]
+    table = pd.DataFrame({"label": labels, "share": [0.5] * 49 + [0.6] * 50 + [900.0]})
+    plots.boxes(ax, table, "share", ["normal", "carcinoma_in_situ"])
+    assert ax.get_xlim()[1] < 10 and ax.get_xlim()[0] < 0.5
+    assert ticks(ax) == ["normal", "carcinoma in situ"]
+
+
+def test_values_that_are_not_known_are_left_out(ax):
+    table = pd.DataFrame({"label": ["a", "a", "a", "a", "b"], "x": [1.0, 2, 3, np.inf, np.nan]})
+    plots.boxes(ax, table, "x", ["a", "b"])
+    assert np.isfinite(ax.get_xlim()).all() and ax.get_xlim()[1] < 4
+    assert any(np.allclose(line.get_xdata(), 2) for line in ax.lines)  # the median
+    assert len(ax.get_yticks()) == 2
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_without_any_known_value_the_axes_stay_empty(ax, n):
+    plots.boxes(ax, pd.DataFrame({"label": ["a"] * n, "x": [np.nan] * n}), "x", ["a", "b"])
+    assert ticks(ax) == ["a", "b"] and not ax.lines
+
+
+def test_sizes_are_drawn_on_a_log_scale_that_holds_all(ax):
+    table = pd.DataFrame({"label": ["a"] * 50 + ["b"], "area": [100] * 50 + [1_000_000]})
+    plots.boxes(ax, table, "area", ["a", "b"], log=True)
+    assert ax.get_xscale() == "log" and ax.get_xlim()[1] >= 1_000_000
+
+
+def test_reliability_draws_filled_bins_larger_where_more_images_are(ax):
+    values = {"confidence": [0.25, np.nan, 0.9], "accuracy": [0.5, np.nan, 0.8]}
+    plots.reliability(ax, pd.DataFrame({**values, "count": [10, 0, 30]}), "before", "a title")
+    (points,) = ax.collections
+    assert points.get_offsets().tolist() == [[0.25, 0.5], [0.9, 0.8]]
+    assert points.get_sizes()[1] > points.get_sizes()[0]
+    line, diagonal = ax.lines
+    assert line.get_label() == "before" and (*diagonal.get_xy1(), *diagonal.get_xy2()) == (
+        0,
+        0,
+        1,
+        1,
+    )
+    assert to_hex(points.get_facecolor()[0][:3]) == to_hex(line.get_color())
+    labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_title()
+    assert labels == ("confidence", "accuracy", "a title")
+
+
+def test_every_risk_coverage_curve_is_in_view(ax):
+    for error in (0.1, 0.9):
+        curve = pd.DataFrame({"coverage": [0.5, 1], "error": [0, error]})
+        plots.risk_coverage(ax, curve, str(error))
+    low, high = ax.get_ylim()
+    assert all(low <= min(line.get_ydata()) <= max(line.get_ydata()) <= high for line in ax.lines)
+    assert [line.get_label() for line in ax.lines] == ["0.1", "0.9"]
+    assert ax.lines[0].get_drawstyle() == "steps-pre"
+    assert to_hex(ax.lines[0].get_color()) != to_hex(ax.lines[1].get_color())
+
+
+def test_the_cascade_goes_down_the_layers_in_both_forms(ax):
+    layers = ["fc", "layer4", "conv1"]
+    rows = [
+        (layer, form, value, value - 0.1, value + 0.2)
+        for k, layer in enumerate(layers)
+        for form, value in (("signed", 0.6 - 0.3 * k), ("absolute", 0.7 - 0.2 * k))
+    ]
+    plots.cascade(ax, pd.DataFrame(rows, columns=["layer", "form", "value", "low", "high"]))
+    signed, absolute = (bars.lines[0] for bars in ax.containers)
+    assert ticks(ax) == layers and ax.get_ylim()[0] > ax.get_ylim()[1]
+    assert ax.get_legend_handles_labels()[1] == ["signed", "absolute"]
+    np.testing.assert_allclose(signed.get_xdata().astype(float), [0.6, 0.3, 0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(absolute.get_xdata().astype(float), [0.7, 0.5, 0.3], atol=1e-12)
+    assert any(list(line.get_xdata()) == [0, 0] for line in ax.lines)
+    assert ax.get_xlim()[0] < -0.1 and ax.get_xlim()[1] > 1
+
+
+def test_curves_are_drawn_by_method_and_the_control_is_dashed(ax):
+    rng, titles, share = np.random.default_rng(0), ["a", "b", "random order"], np.arange(17) / 16
+    scores = {title: rng.random(17) for title in titles}
+    tables = [pd.DataFrame({"title": t, "share": share, "score": scores[t]}) for t in titles]
+    plots.curves(ax, pd.concat(tables), "deletion")
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "--"]
+    assert [line.get_label() for line in ax.lines] == titles
+    for line, values in zip(ax.lines, scores.values()):
+        np.testing.assert_array_equal(line.get_ydata(), values)
+        np.testing.assert_array_equal(line.get_xdata(), share)
+    assert len({to_hex(line.get_color()) for line in ax.lines}) == 3
+    labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_title()
+    assert labels == ("share of pixels", "mean severity score", "deletion")
+
+
+# Maps on images
+
+
+def cell() -> np.ndarray:
+    mask = np.full((12, 12), 4)
+    mask[2:10, 2:10], mask[4:8, 4:8] = 3, 2
+    return mask
+
+
+def outlines(ax) -> list:
+    return [drawn for drawn in ax.collections if isinstance(drawn, mpl.contour.ContourSet)]
+
+
+def test_maps_stay_readable_in_grey_print_and_nothing_is_grey():
+    """Luminance rises from the most negative to the most positive value; 0 is grey."""
+    colours = mpl.colormaps[plots.DIVERGING](np.linspace(0, 1, 64))[:, :3]
+    light = luminance(colours)
+    assert (np.diff(light) > 0).all() and light[-1] - light[0] > 0.5
+    assert np.ptp(mpl.colormaps[plots.DIVERGING](0.5)[:3]) < 0.05
+    assert np.ptp(colours[0]) > 0.2 < np.ptp(colours[-1])
+
+
+def test_overlays_share_one_scale(ax):
+    black = np.zeros((3, 4, 4), dtype=np.uint8)
+    plots.overlay(ax, black, np.full((4, 4), 0.5), scale=2.0, title="a title")
+    grey, heat = ax.images
+    assert grey.get_clim() == (0, 255) and np.asarray(grey.get_array()).shape == (4, 4)
+    assert heat.get_clim() == (-2.0, 2.0) and np.allclose(heat.get_alpha(), 0.75 * 0.25)
+    assert heat.get_cmap().name == plots.DIVERGING and ax.get_title() == "a title"
+
+
+def test_an_overlay_hides_what_is_0_and_shows_both_signs_alike_up_to_full_colour(ax):
+    heat = np.array([[0.0, -1, 1, 9]])
+    plots.overlay(ax, np.zeros((3, 1, 4), dtype=np.uint8), heat, scale=2.0)
+    alpha = ax.images[1].get_alpha()
+    np.testing.assert_allclose(alpha, [[0, 0.375, 0.375, 0.75]], rtol=0, atol=1e-12)
+
+
+def test_the_nucleus_has_a_solid_outline_and_the_cell_a_dashed_one(ax):
+    plots.mask_outline(ax, np.zeros((3, 12, 12), np.uint8), cell(), "a title")
+    nucleus, whole = outlines(ax)
+    assert (nucleus.linestyles, whole.linestyles) == ("-", "--") and ax.get_title() == "a title"
+    for drawn, (low, high) in ((nucleus, (3.5, 7.5)), (whole, (1.5, 9.5))):
+        corners = drawn.get_paths()[0].vertices
+        assert (corners.min(), corners.max()) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("indices", "count"),
+    [([4], 0), ([3], 0), ([2], 0), ([0], 0), ([3, 4], 1), ([2, 3], 1), ([2, 3, 4], 2)],
+)
+def test_what_is_not_in_view_or_fills_it_has_no_outline_and_no_warning(ax, indices, count):
+    mask = np.resize(np.repeat(indices, 12), (12, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.mask_outline(ax, np.zeros((3, 12, 12), np.uint8), mask)
+    assert len(outlines(ax)) == count and len(ax.images) == 1
+
+
+def test_a_gallery_has_one_scale_for_all_and_outlines_where_there_is_a_mask(grid):
+    axes, rng = grid(3, 3), np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 3, 12, 12), dtype=np.uint8)
+    masks = np.stack([cell(), np.zeros((12, 12), int), np.full((12, 12), 4)])
+    maps, titles = rng.normal(size=(3, 12, 12)), ["one", "two\nlines", "three"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.gallery(axes, pictures, masks, maps, titles, 1.5)
+    assert [ax.get_title() for ax in axes.ravel()] == titles + [""] * 6
+    assert [len(outlines(ax)) for ax in axes[0]] == [2, 0, 0]
+    assert {ax.images[-1].get_clim() for ax in axes[1:].ravel()} == {(-1.5, 1.5)}
+    for column, picture, values in zip(axes.T, pictures, maps):
+        np.testing.assert_array_equal(column[0].images[0].get_array(), picture.transpose(1, 2, 0))
+        np.testing.assert_array_equal(column[1].images[0].get_array(), values)
+        np.testing.assert_array_equal(column[2].images[1].get_array(), values)
+    assert not any(ax.axison for ax in axes.ravel())
+    (bar,) = [ax for ax in axes[0, 0].figure.axes if ax not in axes.ravel()]
+    assert bar.get_ylim() == (-1.5, 1.5)
+
+
+def test_a_gallery_of_one_image_is_no_accident(grid):
+    axes, black = grid(3, 1), np.zeros((1, 3, 12, 12), np.uint8)
+    plots.gallery(axes, black, cell()[None], np.ones((1, 12, 12)), ["one"], 1)
+    assert [len(ax.images) for ax in axes[:, 0]] == [1, 1, 2]
+
+
+def test_pictures_fill_the_first_axes_and_leave_the_others_empty(grid):
+    axes, images = grid(1, 3), np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4))
+    plots.pictures(axes, images.astype(np.uint8), ["one", "two"])
+    assert [len(ax.images) for ax in axes[0]] == [1, 1, 0]
+    assert [ax.get_title() for ax in axes[0]] == ["one", "two", ""]
+    assert not any(ax.axison for ax in axes[0])
+
+
+# Mean maps
+
+
+def test_mean_maps_are_of_the_positive_part_on_one_scale_and_a_class_without_images_is_empty(grid):
+    axes, maps = grid(1, 3)[0], np.stack([np.full((4, 4), value) for value in (1.0, -5.0, 4.0)])
+    labels = pd.Series(["Type_1", "Type_1", "Type_3"], index=[7, 8, 9])
+    plots.mean_maps(axes, maps, labels, ["Type_1", "Type_2", "Type_3"])
+    titles = ["Type 1, mean of 2", "Type 2, mean of 0", "Type 3, mean of 1"]
+    assert [ax.get_title() for ax in axes] == titles
+    assert [len(ax.collections) for ax in axes] == [1, 0, 1]
+    first, last = (ax.collections[0] for ax in (axes[0], axes[2]))
+    filled = [
+        [k for k, path in enumerate(drawn.get_paths()) if len(path.vertices)]
+        for drawn in (first, last)
+    ]
+    assert filled == [[1], [9]]  # 0.5 and 4 on a scale of ten steps up to 4
+    assert first.get_clim() == last.get_clim() == (0, 4)
+    assert all(len(ax.get_xticks()) == len(ax.get_yticks()) == 0 for ax in axes)
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_mean_maps_of_no_evidence_at_all_are_white(grid, n):
+    axes = grid(1, 1)[0]
+    plots.mean_maps(axes, np.full((n, 4, 4), -1.0), ["Type_1"] * n, ["Type_1"])
+    assert [drawn.get_clim() for drawn in axes[0].collections] == [(0, 1)] * (n > 0)
+
+
+@pytest.mark.parametrize("side", [4, 64, 70])
+def test_mean_maps_are_drawn_as_means_of_at_most_32_squares_a_side(monkeypatch, grid, side):
+    axes, drawn = grid(1, 1)[0], []
+    monkeypatch.setattr(type(axes[0]), "contourf", lambda self, values, **_: drawn.append(values))
+    maps = np.random.default_rng(0).random((3, side, side))
+    plots.mean_maps(axes, maps, pd.Series(["Type_1"] * 3), ["Type_1"])
+    step, mean = -(-side // 32), maps.mean(axis=0)
+    places = range(0, side, step)
+    slow = [[mean[y : y + step, x : x + step].mean() for x in places] for y in places]
+    np.testing.assert_allclose(drawn[0], slow, rtol=1e-12)
+    assert len(drawn[0]) <= 32
+
+
+# What may be published, and warnings
+
+
+def test_only_plots_of_images_hold_a_bitmap(grid):
+    """An SVG with ``<image`` may not be published: see tools/publish.py."""
+    axes, rng = grid(2, 3), np.random.default_rng(0)
+    plots.confusion(axes[0, 0], predictions([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]))
+    plots.score_distribution(axes[0, 1], predictions([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]))
+    maps, labels = rng.random((3, 40, 40)), ["Type_1", "Type_2", "Type_3"]
+    plots.mean_maps(axes[1], maps, labels, labels)
+    assert "<image" not in svg(axes[0, 0].figure)
+    plots.overlay(axes[0, 2], np.zeros((3, 4, 4), np.uint8), np.ones((4, 4)), 1)
+    assert "<image" in svg(axes[0, 0].figure)
+
+
+@pytest.fixture
+def styled():
+    """The notebooks' style, undone after the test."""
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.resetwarnings()
+        plots.style()
+        yield
+
+
+SAID_ON_IMPORT = """
+import warnings
+with warnings.catch_warnings(record=True) as said:
+    import cervix_utils
+    from cervix_utils.explanation import attribution
+    from cervix_utils.training import learners
+    for category, words in ((UserWarning, "lbfgs failed to converge"), (FutureWarning, "mine")):
+        warnings.warn_explicit(words, category, "file.py", 1, "sklearn.linear_model")
+print([str(warning.message) for warning in said])
+"""
+
+
+def test_imports_say_nothing_and_other_warnings_are_shown():
+    done = subprocess.run([sys.executable, "-c", SAID_ON_IMPORT], capture_output=True, text=True)
+    assert done.stdout.strip() == "['lbfgs failed to converge', 'mine']" and not done.stderr
+
+
+def test_the_same_figure_gives_the_same_svg_with_its_text_as_text(styled, grid):
+    drawn = []
+    for _ in range(2):
+        axes = grid(1, 1)
+        plots.losses(axes[0, 0], pd.DataFrame({"epoch": [1, 2], "train_loss": [2, 1.0],
+                                               "valid_loss": [2, 1.5]}), 1, "a title")  # fmt: skip
+        text = io.StringIO()
+        axes[0, 0].figure.savefig(text, format="svg", metadata={"Date": None})
+        drawn.append(text.getvalue())
+    assert drawn[0] == drawn[1] and "a title</text>" in drawn[0]

@@ -1,4 +1,4 @@
-"""Attribution inside masks: shares, localisation, medians, trends and rises, against slow twins and at their limits."""
+"""Attribution inside masks, against slow twins and at the limits; medians, rises, a verdict."""
 
 import itertools
 
@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cervix_utils import regions, weighted
+from cervix_utils.evaluation import metrics
+from cervix_utils.explanation import regions
 
 REGIONS = ["nucleus", "cytoplasm", "background", "unknown"]
 FORMS = {"signed": lambda x: x, "absolute": np.abs, "positive": lambda x: np.where(x > 0, x, 0)}
+LIMITS = ["value", "low", "high"]
 
 
 def random_maps(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,70 +26,87 @@ def random_maps(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("form", "seed"), itertools.product(FORMS, range(3)))
 def test_shares_equal_the_double_loop_and_sum_to_one(form, seed):
     maps, masks = random_maps(seed)
-    found = regions.mask_shares(maps, masks, form)
-    for row, (each, mask) in enumerate(zip(maps, masks)):
-        slow = naive.mask_shares(FORMS[form](each), mask)
-        for name, value in slow.items():
-            assert found.loc[row, name] == pytest.approx(value, abs=1e-12, rel=1e-12), name
+    table = regions.shares(maps, masks)
+    for row, (values, mask) in enumerate(zip(maps, masks)):
+        slow = naive.mask_shares(FORMS[form](values), mask)
         for region in REGIONS:
-            quotient = slow[f"at_{region}"] / slow[f"area_{region}"]
-            assert found.loc[row, f"per_area_{region}"] == pytest.approx(quotient, rel=1e-12)
+            at, area = slow[f"at_{region}"], slow[f"area_{region}"]
+            assert table.loc[row, f"{form}_at_{region}"] == pytest.approx(at, abs=1e-12, rel=1e-12)
+            assert table.loc[row, f"area_{region}"] == pytest.approx(area, rel=1e-12)
+            quotient = table.loc[row, f"{form}_per_area_{region}"]
+            assert quotient == pytest.approx(at / area, rel=1e-12)
         nucleus, cytoplasm = slow["at_nucleus"], slow["at_cytoplasm"]
-        ratio = np.log(nucleus) - np.log(cytoplasm) if min(nucleus, cytoplasm) > 0 else np.nan
-        assert found.loc[row, "log_ratio"] == pytest.approx(ratio, abs=1e-12, nan_ok=True)
-    for kind in ("at", "area"):
-        np.testing.assert_allclose(found[[f"{kind}_{region}" for region in REGIONS]].sum(axis=1), 1, rtol=0, atol=1e-12)
+        both = nucleus > 0 and cytoplasm > 0
+        ratio = np.log(nucleus / cytoplasm) if both else np.nan
+        log_ratio = table.loc[row, f"{form}_log_ratio"]
+        assert log_ratio == pytest.approx(ratio, abs=1e-12, nan_ok=True)
+    for kind in (f"{form}_at", "area"):
+        total = table[[f"{kind}_{region}" for region in REGIONS]].sum(axis=1)
+        np.testing.assert_allclose(total, 1, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_uniform_map_gives_each_region_its_area(form):
-    masks = random_maps(5)[1]
-    found = regions.mask_shares(np.ones((4, 7, 7)), masks, form)
-    np.testing.assert_allclose(found[[f"per_area_{region}" for region in REGIONS]], 1, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found["log_ratio"], np.log(found["area_nucleus"] / found["area_cytoplasm"]), atol=1e-12)
-    assert found["usable"].all()
+    table = regions.shares(np.ones((4, 7, 7)), random_maps(5)[1])
+    quotients = table[[f"{form}_per_area_{region}" for region in REGIONS]]
+    np.testing.assert_allclose(quotients, 1, rtol=0, atol=1e-12)
+    expected = np.log(table["area_nucleus"] / table["area_cytoplasm"])
+    np.testing.assert_allclose(table[f"{form}_log_ratio"], expected, atol=1e-12)
+    assert table[f"{form}_usable"].all() and (table["cancellation"] == 1).all()
 
 
 def test_the_log_ratio_needs_two_positive_shares():
     masks = np.broadcast_to([[2, 3], [4, 0]], (3, 2, 2))
     maps = np.array([[[6, 2], [1, 1]], [[-1, 2], [3, 4]], [[5, 0], [1, 1]]], float)
-    found = regions.mask_shares(maps, masks)["log_ratio"]
-    assert found[0] == pytest.approx(np.log(3), abs=1e-12)
-    assert np.isnan(found[[1, 2]]).all()
-    negative = regions.mask_shares(-maps[:1], masks[:1])["log_ratio"]
-    assert negative[0] == found[0]  # shares of a negative total are positive
+    log_ratio = regions.shares(maps, masks)["signed_log_ratio"]
+    assert log_ratio[0] == pytest.approx(np.log(3), abs=1e-12)
+    assert np.isnan(log_ratio[[1, 2]]).all()
+    negative = regions.shares(-maps[:1], masks[:1])["signed_log_ratio"]
+    assert negative[0] == log_ratio[0]  # shares of a negative total are positive
 
 
-def test_totals_near_zero_are_flagged_for_signed_shares_alone():
-    maps = np.ones((3, 2, 2))
+def test_totals_near_zero_are_flagged_for_signed_shares_alone_and_cancellation_tells():
+    maps = np.ones((4, 2, 2))
     maps[0, 0] = -1  # cancels exactly
     maps[1, 0] = -0.999  # 0.05 % of the sum of |map| is left
-    masks = np.broadcast_to([[2, 2], [3, 4]], (3, 2, 2))
-    assert regions.mask_shares(maps, masks)["usable"].tolist() == [False, False, True]
-    assert regions.mask_shares(maps, masks, least=1e-4)["usable"].tolist() == [False, True, True]
-    assert regions.mask_shares(maps, masks, "absolute")["usable"].all()
-    assert regions.mask_shares(np.zeros((1, 2, 2)), masks[:1])["usable"].tolist() == [False]
-    assert regions.mask_shares(-np.ones((1, 2, 2)), masks[:1])["usable"].tolist() == [True]  # large, if negative
-    assert regions.mask_shares(-np.ones((1, 2, 2)), masks[:1], "positive")["usable"].tolist() == [False]
+    maps[2, 0] = -0.9
+    table = regions.shares(maps, np.broadcast_to([[2, 2], [3, 4]], (4, 2, 2)))
+    assert table["signed_usable"].tolist() == [False, False, True, True]
+    assert table["absolute_usable"].all() and table["positive_usable"].all()
+    np.testing.assert_allclose(table["cancellation"], [np.inf, 3.998 / 0.002, 19, 1], rtol=1e-9)
+    nothing = regions.shares(np.zeros((1, 2, 2)), np.full((1, 2, 2), 2))
+    usable = nothing.filter(like="usable")
+    assert not usable.any(axis=None) and np.isnan(nothing["cancellation"][0])
+    negative = regions.shares(-np.ones((1, 2, 2)), np.full((1, 2, 2), 2))
+    assert negative.filter(like="usable").iloc[0].tolist() == [True, True, False]
 
 
 def test_maps_and_masks_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 8, 8\), masks \(2, 4, 4\): bring both to the same size"):
-        regions.mask_shares(np.ones((2, 8, 8)), np.ones((2, 4, 4), dtype=int))
+    words = r"\(2, 8, 8\), masks \(2, 4, 4\): bring both to the same size"
+    with pytest.raises(ValueError, match=words):
+        regions.shares(np.ones((2, 8, 8)), np.ones((2, 4, 4), dtype=int))
 
 
-def test_the_table_of_shares_holds_three_forms_the_areas_once_and_localisation():
+def test_the_table_of_shares_has_the_areas_once_and_localisation():
     maps, masks = random_maps(0)
-    found = regions.shares(maps, masks)
-    assert found.columns.is_unique
-    for form in FORMS:
-        own = regions.mask_shares(maps, masks, form)
-        for name in [*(f"at_{region}" for region in REGIONS), "per_area_nucleus", "log_ratio", "usable"]:
-            pd.testing.assert_series_equal(found[f"{form}_{name}"], own[name], check_names=False)
-        assert f"{form}_area_nucleus" not in found
-    assert [name for name in found if name.startswith("area_")] == [f"area_{region}" for region in REGIONS]
-    pd.testing.assert_frame_equal(found[["mass", "rank", "pointing", "chance"]], regions.localisation(maps, masks))
-    pd.testing.assert_series_equal(found["chance"], found["area_nucleus"], check_names=False)
+    table = regions.shares(maps, masks)
+    assert table.columns.is_unique
+    areas = [name for name in table if name.startswith("area_")]
+    assert areas == [f"area_{region}" for region in REGIONS]
+    slow = regions.localisation(maps, masks)
+    pd.testing.assert_frame_equal(table[["mass", "rank", "pointing", "chance"]], slow)
+    pd.testing.assert_series_equal(table["chance"], table["area_nucleus"], check_names=False)
+
+
+def test_an_even_map_has_a_quarter_of_its_evidence_in_the_middle_and_a_map_of_the_middle_all():
+    maps, masks = np.full((5, 16, 16), 0.3), np.zeros((5, 16, 16), dtype=int)
+    maps[1], maps[1, 4:12, 4:12] = 0, 2
+    maps[2], maps[2, 4:12, 4:12] = 1, 0
+    maps[3] = -1  # evidence against does not count
+    maps[3, 6, 6], maps[3, 0, 9] = 3, 1
+    maps[4] = 0
+    middle = regions.shares(maps, masks)["middle"]
+    np.testing.assert_allclose(middle, [0.25, 1, 0, 0.75, np.nan], rtol=0, atol=1e-12)
 
 
 # Localisation
@@ -96,7 +115,10 @@ def test_the_table_of_shares_holds_three_forms_the_areas_once_and_localisation()
 @pytest.mark.parametrize("seed", range(6))
 def test_localisation_equals_its_slow_twin_where_pixels_tie(seed):
     rng = np.random.default_rng(seed)
-    maps, masks = rng.integers(-2, 3, (5, 3, 4)).astype(float), rng.choice([2, 3, 4], (5, 3, 4), p=[0.3, 0.3, 0.4])
+    maps, masks = (
+        rng.integers(-2, 3, (5, 3, 4)).astype(float),
+        rng.choice([2, 3, 4], (5, 3, 4), p=[0.3, 0.3, 0.4]),
+    )
     found = regions.localisation(maps, masks)
     for row, (each, mask) in enumerate(zip(maps, masks)):
         for name, value in naive.localisation(each, mask).items():
@@ -125,7 +147,9 @@ def test_a_map_at_random_finds_the_nucleus_by_chance_in_the_mean():
     masks = np.full((2000, 6, 6), 4)
     masks[:, :2, :3] = 2
     found = regions.localisation(rng.random(masks.shape), masks).mean()
-    assert found[["mass", "rank", "pointing"]].to_numpy() == pytest.approx(1 / 6, abs=0.03)  # 3.6 errors of pointing
+    assert found[["mass", "rank", "pointing"]].to_numpy() == pytest.approx(
+        1 / 6, abs=0.03
+    )  # 3.6 errors of pointing
 
 
 def test_without_a_nucleus_there_is_nothing_to_find():
@@ -143,101 +167,124 @@ def cells(n: int = 40, seed: int = 0, groups: int = 12) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     severity = np.arange(n) % 3 + 1
     area = rng.uniform(0.1, 0.4, n) + 0.1 * severity
-    table = pd.DataFrame({"id": [f"i{k}" for k in range(n)], "group": [f"g{k}" for k in rng.integers(0, groups, n)]})
+    table = pd.DataFrame({"id": [f"i{k}" for k in range(n)]})
+    table["group"] = [f"g{k}" for k in rng.integers(0, groups, n)]
     table["label"], table["severity"] = np.array(["a", "b", "c"])[severity - 1], severity
-    table["area_nucleus"], table["share"] = area, np.round(area * rng.uniform(0.8, 1.4, n) + 0.05 * severity, 2)
-    return table
+    table["area_nucleus"] = area
+    table["share"] = np.round(area * rng.uniform(0.8, 1.4, n) + 0.05 * severity, 2)
+    return table.assign(network="trained", title="map")
+
+
+def beside(table: pd.DataFrame, **others: pd.DataFrame) -> pd.DataFrame:
+    """One table of the trained network and of others."""
+    return pd.concat([table, *(other.assign(network=name) for name, other in others.items())])
 
 
 def test_medians_equal_numpy_over_rows_repeated_as_their_groups_are_drawn():
     table = cells()
     table.loc[[0, 3], "share"], table.loc[1, "share"] = np.nan, np.inf
-    found = regions.medians(table, "share", "label", ["c", "b", "a", "d"], 50, 3)
-    assert list(found.index) == ["c", "b", "a", "d"]
-    assert list(found) == ["n", "missing", "value", "low", "high", "q25", "q75"]
-    weights = weighted.group_weights(table["group"], 50, 3)
-    for name, lost in (("a", 2), ("b", 1), ("c", 0)):
-        known = ((table["label"] == name) & np.isfinite(table["share"])).to_numpy()
-        values = table.loc[known, "share"].to_numpy()
-        drawn = [np.repeat(values, row.astype(int)) for row in weights[:, known]]
-        limits = np.percentile([np.median(one) for one in drawn if len(one)], [2.5, 97.5])
-        expected = [known.sum(), lost, np.median(values), *limits, *np.quantile(values, [0.25, 0.75])]
-        np.testing.assert_allclose(found.loc[name].astype(float), expected, rtol=0, atol=1e-12)
-    assert (found.loc["d", ["n", "missing"]] == 0).all() and found.loc["d", "value":].isna().all()
+    part = table.iloc[:30]
+    medians = regions.medians(beside(table, other=part), "share", "label", 50, 3)
+    assert medians.index.tolist() == list(itertools.product(["trained", "other"], ["a", "b", "c"]))
+    assert list(medians) == ["n", *LIMITS, "dropped"]
+    for network, rows in (("trained", table), ("other", part)):
+        weights = metrics.group_weights(rows["group"], 50, 3)
+        for name in "abc":
+            known = ((rows["label"] == name) & np.isfinite(rows["share"])).to_numpy()
+            values = rows.loc[known, "share"].to_numpy()
+            drawn = [np.repeat(values, row.astype(int)) for row in weights[:, known]]
+            drawn = [np.median(values) for values in drawn if len(values)]
+            expected = [known.sum(), np.median(values), *np.percentile(drawn, [2.5, 97.5])]
+            row = medians.loc[(network, name)]
+            np.testing.assert_allclose(row[["n", *LIMITS]], expected, rtol=0, atol=1e-12)
+            assert row["dropped"] == 50 - len(drawn)
+
+
+def test_classes_of_a_median_stand_in_order_of_severity_and_may_be_those_of_the_folders():
+    table = cells().sample(frac=1, random_state=0).replace({"label": {"a": "z"}})
+    assert regions.medians(table, "share", n_boot=5).loc["trained"].index.tolist() == [
+        "z",
+        "b",
+        "c",
+    ]
+    table["original"] = np.where(table["severity"] > 1, table["label"], table["id"].str[-1])
+    medians = regions.medians(table, "share", "original", 5).loc["trained"]
+    assert medians["n"].sum() == 40 and medians.index[-2:].tolist() == ["b", "c"]
+
+
+def test_a_class_that_only_the_trained_network_has_has_no_median_in_the_others():
+    table = cells()
+    medians = regions.medians(beside(table, few=table[table["severity"] < 3]), "share", n_boot=5)
+    assert medians.loc[("few", "c"), "n"] == 0
+    assert medians.loc[("few", "c"), LIMITS].isna().all()
 
 
 def test_the_median_of_one_group_has_no_interval():
     table = cells().iloc[:4].assign(group="one", label="normal")
-    found = regions.medians(table, "share", "label", ["normal"], 20).loc["normal"]
-    assert found["value"] == table["share"].median() and np.isnan([found["low"], found["high"]]).all()
-    assert np.isfinite([found["q25"], found["q75"]]).all()
-
-
-def test_a_rise_from_a_single_group_has_no_interval_and_passes_no_null():
-    table = cells()
-    single = table.assign(group=table["group"].where(table["severity"] > 1, "one"))
-    value, low, high = regions.rise(single, "share", None, 20)
-    assert value == regions.rise(table, "share", None, 20)[0] and np.isnan([low, high]).all()
-    nulls = {"flat": single.assign(share=1.0)}
-    found = regions.rises(single, nulls, "share", 20)
-    assert found.loc["flat", "beyond"] == value and np.isnan(found.loc["flat", "beyond_low"])
-    assert "no interval: a severity has a single group" in regions.verdict(found)
-    assert "**The claim does not survive here**" in regions.verdict(found)
+    row = regions.medians(table, "share", n_boot=20).loc[("trained", "normal")]
+    assert row["value"] == table["share"].median() and row[["low", "high"]].isna().all()
 
 
 def test_means_equal_numpy_over_repeated_rows_and_leave_out_what_is_missing():
-    table = cells()
-    each = {
-        "one": table[["share", "area_nucleus"]].mask(table.index.to_series() < 5),
-        "other": table[["share"]] > 0.5,
-        "none": table[["share"]] * np.nan,
-    }
-    found = regions.means(each, table["group"], 40, 1)
-    weights = weighted.group_weights(table["group"], 40, 1)
-    for method, measure in (("one", "share"), ("one", "area_nucleus"), ("other", "share")):
-        values = each[method][measure].astype(float).to_numpy()
-        drawn = [np.nanmean(np.repeat(values, row.astype(int))) for row in weights]
-        expected = [np.nanmean(values), *np.percentile(drawn, [2.5, 97.5])]
-        np.testing.assert_allclose(found.loc[method, measure].astype(float), expected, rtol=0, atol=1e-12)
-    assert found.loc["none", "share"].isna().all() and found.loc["other", "area_nucleus"].isna().all()
-    assert list(found[("share")]) == ["value", "low", "high"]
+    table = cells().assign(right=lambda t: t["share"] > 0.5, none=np.nan)
+    holes = table.assign(title="with holes", share=table["share"].where(table.index >= 5))
+    means = regions.means(pd.concat([table, holes]), ["share", "right", "none"], 40, 1)
+    weights = metrics.group_weights(table["group"], 40, 1)
+    for title, rows in (("map", table), ("with holes", holes)):
+        for measure in ("share", "right"):
+            values = rows[measure].astype(float).to_numpy()
+            drawn = [np.nanmean(np.repeat(values, row.astype(int))) for row in weights]
+            expected = [np.nanmean(values), *np.percentile(drawn, [2.5, 97.5])]
+            row = means.loc[(title, measure)]
+            np.testing.assert_allclose(row[LIMITS], expected, rtol=0, atol=1e-12)
+            assert row["n"] == np.isfinite(values).sum()
+        assert means.loc[(title, "none"), LIMITS].isna().all()
+
+
+def test_means_and_trends_of_one_group_have_no_interval():
+    table = cells().assign(group="one")
+    for found in (regions.means(table, ["share"], 20), regions.trends(table, "share", 20)):
+        assert found["value"].notna().all() and found[["low", "high"]].isna().all(axis=None)
 
 
 def test_a_share_that_follows_severity_has_a_trend_of_one():
     table = cells().assign(share=lambda t: np.exp(t["severity"]))
-    found = regions.trend(table, "share", 30)
-    np.testing.assert_allclose(found[["value", "low", "high"]], 1, rtol=0, atol=1e-12)
-    assert (found["n"] == 40).all()
-    falling = regions.trend(table.assign(share=-table["share"]), "share", 30)
-    np.testing.assert_allclose(falling[["value", "low", "high"]], -1, rtol=0, atol=1e-12)
+    falling = table.assign(share=-table["share"])
+    trends = regions.trends(beside(table, falling=falling), "share", 30)
+    np.testing.assert_allclose(trends.loc["trained", LIMITS], 1, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(trends.loc["falling", LIMITS], -1, rtol=0, atol=1e-12)
+    assert (trends["n"] == 40).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trends_equal_their_slow_twins_over_repeated_rows(seed):
     table = cells(seed=seed)
     table.loc[2, "share"] = np.nan
-    found = regions.trend(table, "share", 30, seed)
+    trends = regions.trends(table, "share", 30, seed).loc["trained"]
     known = table.drop(index=2)
-    drawn = [naive.repeated(known, row) for row in weighted.group_weights(known["group"], 30, seed)]
+    weights = metrics.group_weights(known["group"], 30, seed)
+    drawn = [naive.repeated(known, row) for row in weights]
     for name, slow in {
-        "spearman": lambda t: t["share"].corr(t["severity"], "spearman"),
-        "area held constant": lambda t: naive.partial_spearman(*(t[c] for c in ("share", "severity", "area_nucleus"))),
+        "plain": lambda t: t["share"].corr(t["severity"], "spearman"),
+        "area held constant": lambda t: naive.partial_spearman(
+            *(t[column] for column in ("share", "severity", "area_nucleus"))
+        ),
     }.items():
-        expected = [39, slow(known), *np.percentile([slow(one) for one in drawn], [2.5, 97.5])]
-        np.testing.assert_allclose(found.loc[name].astype(float), expected, rtol=0, atol=1e-10, err_msg=name)
+        limits = np.percentile([slow(rows) for rows in drawn], [2.5, 97.5])
+        row = trends.loc[name, ["n", *LIMITS]].astype(float)
+        np.testing.assert_allclose(row, [39, slow(known), *limits], rtol=0, atol=1e-10)
 
 
 def test_a_share_that_is_its_area_has_no_trend_of_its_own():
-    table = cells()
-    own = regions.trend(table.assign(share=table["area_nucleus"]), "share", 30)
-    assert own.loc["spearman", "value"] > 0.2
-    assert not abs(own.loc["area held constant", "value"]) > 1e-6  # 0 or, where rounding lets it, not defined
+    trends = regions.trends(cells().assign(share=lambda t: t["area_nucleus"]), "share", 30)
+    assert trends.loc[("trained", "plain"), "value"] > 0.2
+    rest = trends.loc[("trained", "area held constant"), "value"]
+    assert not abs(rest) > 1e-6  # 0 or, where rounding lets it, not defined
 
 
 def test_a_trend_needs_two_sides_that_vary():
-    table = cells()
-    assert regions.trend(table.assign(share=1.0), "share", 10)[["value", "low", "high"]].isna().all(axis=None)
-    assert regions.trend(table.assign(severity=2), "share", 10)[["value", "low", "high"]].isna().all(axis=None)
+    for table in (cells().assign(share=1.0), cells().assign(severity=2)):
+        assert regions.trends(table, "share", 10)[LIMITS].isna().all(axis=None)
 
 
 # Rises and the verdict
@@ -245,85 +292,131 @@ def test_a_trend_needs_two_sides_that_vary():
 
 def test_a_rise_is_the_quotient_of_medians_over_repeated_rows():
     table = cells()
-    value, *limits = regions.rise(table, "share", None, 60, 4)
-    groups = table["group"].drop_duplicates()
-    drawn = weighted.group_weights(groups, 60, 4)
-    slow = lambda t: t.loc[t["severity"] == 3, "share"].median() / t.loc[t["severity"] == 1, "share"].median()  # noqa: E731
-    each = [slow(naive.repeated(table, table["group"].map(dict(zip(groups, row))).to_numpy())) for row in drawn]
-    assert value == pytest.approx(slow(table), abs=1e-12)
-    assert limits == pytest.approx(np.nanpercentile(each, [2.5, 97.5]), abs=1e-12)
+    row = regions.rises(table, "share", 60, 4).loc[("trained", "rise")]
+    ends = [table["severity"] == end for end in (3, 1)]
+    value = table.loc[ends[0], "share"].median() / table.loc[ends[1], "share"].median()
+    drawn = []
+    for weights in metrics.group_weights(table["group"], 60, 4):
+        rows = naive.repeated(table, weights)
+        drawn.append(
+            rows.loc[rows["severity"] == 3, "share"].median()
+            / rows.loc[rows["severity"] == 1, "share"].median()
+        )
+    expected = [value, *np.nanpercentile(drawn, [2.5, 97.5])]
+    np.testing.assert_allclose(row[LIMITS], expected, rtol=0, atol=1e-12)
+    assert row["n"] == sum(map(sum, ends)) and row["dropped"] == np.isnan(drawn).sum()
 
 
-def test_a_table_against_itself_rises_by_exactly_one():
+def test_a_network_against_itself_rises_by_exactly_one():
     table = cells()
-    found = regions.rises(table, {"same": table, "part": table.iloc[:20]}, "share", 50)
-    assert (found.loc[["same", "part"], ["beyond", "beyond_low", "beyond_high"]] == 1).all(axis=None)
-    assert list(found.loc["same", ["value", "low", "high"]]) == list(found.loc["network", ["value", "low", "high"]])
-    assert found.loc["network", "beyond":].isna().all()
+    rises = regions.rises(beside(table, same=table, part=table.iloc[:20]), "share", 50)
+    assert (rises.xs("beyond", level="name")[LIMITS] == 1).all(axis=None)
+    assert rises.loc[("same", "rise")].equals(rises.loc[("trained", "rise")])
 
 
 def test_a_share_that_doubles_beyond_the_area_rises_by_two():
     table = cells()
-    double = table.assign(share=table["area_nucleus"] * np.where(table["severity"] == 3, 2, 1))
-    null = table.assign(share=table["area_nucleus"]).sample(frac=1, random_state=0)  # another order of the same cells
-    found = regions.rises(double, {"uniform": null}, "share", 50)
-    np.testing.assert_allclose(
-        found.loc["uniform", ["beyond", "beyond_low", "beyond_high"]].astype(float), 2, atol=1e-12
-    )
-    assert found.loc["network", "value"] == pytest.approx(2 * found.loc["uniform", "value"], abs=1e-12)
+    doubled = table["area_nucleus"] * np.where(table["severity"] == 3, 2, 1)
+    null = table.assign(share=table["area_nucleus"]).sample(frac=1, random_state=0)
+    rises = regions.rises(beside(table.assign(share=doubled), uniform=null), "share", 50)
+    beyond = rises.loc[("uniform", "beyond"), LIMITS].astype(float)
+    np.testing.assert_allclose(beyond, 2, atol=1e-12)
+    quotient = rises.loc[("trained", "rise"), "value"] / rises.loc[("uniform", "rise"), "value"]
+    assert quotient == pytest.approx(2, abs=1e-12)
 
 
 def test_a_null_of_fewer_cells_is_compared_on_those_alone():
     table = cells()
     few = table[table.index % 4 != 0]
-    found = regions.rises(table, {"few": few.assign(share=few["share"] / few["severity"])}, "share", 20)
-    own, other = (regions.rise(t, "share", None, 20) for t in (few, few.assign(share=few["share"] / few["severity"])))
-    assert found.loc["few", "value"] == pytest.approx(other[0], abs=1e-12)
-    assert found.loc["few", "beyond"] == pytest.approx(own[0] / other[0], abs=1e-12)
-    assert found.loc["few", "beyond"] == pytest.approx(3, abs=1e-12)
+    null = few.assign(share=few["share"] / few["severity"])
+    other = null.iloc[:1].assign(id="seen by no network", share=1e9)
+    rises = regions.rises(beside(table, few=pd.concat([null, other])), "share", 20)
+    alone = [
+        regions.rises(rows, "share", 20).loc["trained", "value"].iloc[0] for rows in (few, null)
+    ]
+    assert rises.loc[("few", "rise"), "value"] == pytest.approx(alone[1], abs=1e-12)
+    assert rises.loc[("few", "beyond"), "value"] == pytest.approx(alone[0] / alone[1], abs=1e-12)
+    assert rises.loc[("few", "beyond"), "value"] == pytest.approx(3, abs=1e-12)
 
 
 def test_medians_that_are_not_positive_have_no_quotient():
     table = cells()
-    assert np.isnan(regions.rise(table.assign(share=-1.0), "share", None, 10)).all()
     lost = table.assign(share=table["share"].where(table["severity"] > 1))
-    assert np.isnan(regions.rise(lost, "share", None, 10)).all()
-    assert np.isnan(regions.rise(table, "share", lost, 10)).all()
+    for rows in (table.assign(share=-1.0), lost, table.assign(severity=2)):
+        assert regions.rises(rows, "share", 10)[LIMITS].isna().all(axis=None)
+    rises = regions.rises(beside(table, lost=lost), "share", 10)
+    assert rises.loc[("lost", "beyond"), LIMITS].isna().all()
 
 
-def test_nothing_usable_has_no_trend_no_rise_and_no_verdict():
-    none = cells().iloc[:0]
-    assert regions.trend(none, "share", 10)[["value", "low", "high"]].isna().all(axis=None)
-    found = regions.rises(none, {"uniform": cells()}, "share", 10)
-    assert found.isna().all(axis=None)
-    assert regions.verdict(found).startswith("**No verdict**")
+def test_a_rise_from_a_single_group_has_no_interval():
+    table = cells()
+    single = table.assign(group=table["group"].where(table["severity"] > 1, "one"))
+    rises = regions.rises(beside(single, flat=single.assign(share=1.0)), "share", 20)
+    value = regions.rises(table, "share", 20)["value"].iloc[0]
+    assert rises["value"].tolist() == [value, 1, 1, value]
+    assert rises[["low", "high"]].isna().all(axis=None)
+    verdict = regions.verdict(rises)
+    assert verdict.endswith(
+        "**No verdict**: a class is of a single group, so there is no interval."
+    )
 
 
-def verdict(network: tuple[float, float, float], **beyond: float) -> str:
-    rows = {"network": [*network, *[np.nan] * 3]}
-    rows |= {name: [1.2, 1.0, 1.4, low + 0.3, low, low + 0.6] for name, low in beyond.items()}
-    columns = ["value", "low", "high", "beyond", "beyond_low", "beyond_high"]
-    return regions.verdict(pd.DataFrame.from_dict(rows, orient="index", columns=columns))
+def test_two_maps_of_an_image_are_refused():
+    with pytest.raises(ValueError, match="rises compares one map an image and network: choose a"):
+        regions.rises(beside(cells(), trained=cells()), "share", 10)
 
 
-def test_a_claim_survives_when_it_is_clearly_beyond_every_null():
-    found = verdict((2.5, 1.8, 3.3), uniform=1.1, darkness=1.01)
-    assert "2.50 times that in normal cells (95 % interval 1.80 to 3.30; paper H: 2)" in found
-    assert found.endswith("**The claim survives here**: it rises more than each null does (uniform, darkness).")
+def test_nothing_usable_has_no_median_trend_rise_or_verdict():
+    none, uniform = cells().iloc[:0], cells().assign(network="uniform")
+    assert regions.medians(none, "share").empty and regions.means(none, ["share"]).empty
+    assert regions.trends(none, "share").empty
+    for table in (none, uniform):
+        rises = regions.rises(table, "share", 10)
+        assert rises.empty and regions.verdict(rises).startswith(
+            "**No verdict**: no two severities"
+        )
 
 
-def test_a_claim_does_not_survive_one_null_that_rises_as_much():
-    found = verdict((2.5, 1.8, 3.3), uniform=0.9, darkness=1.2, edges=np.nan)
-    assert "**The claim does not survive here**" in found
-    assert found.endswith("the rise is not clearly beyond that of uniform, edges (clearly beyond: darkness).")
-    assert verdict((2.5, 1.8, 3.3), uniform=1.0).endswith("beyond that of uniform (clearly beyond: none).")
+def verdict(rise: tuple[float, float, float], n: int = 10, **beyond: tuple[float, float]) -> str:
+    rows = {("trained", "rise"): [n, *rise], ("trained", "beyond"): [n, 1, 1, 1]}
+    for name, (low, high) in beyond.items():
+        rows |= {(name, "rise"): [n, 1, 1, 1], (name, "beyond"): [n, low + 0.1, low, high]}
+    index = pd.MultiIndex.from_tuples(rows, names=["network", "name"])
+    return regions.verdict(pd.DataFrame(rows.values(), index=index, columns=["n", *LIMITS]))
 
 
-def test_a_claim_does_not_survive_without_a_clear_rise():
-    found = verdict((1.1, 0.9, 1.4), uniform=1.2)
-    assert found.endswith("**The claim does not survive here**: the rise itself is not clearly above 1.")
+@pytest.mark.parametrize(
+    ("rise", "words"),
+    [
+        ((0.79, 0.28, 2.22), "compatible with the paper's 2, and with 1 (no rise)"),
+        ((2.5, 1.8, 3.3), "compatible with the paper's 2, not with 1 (no rise)"),
+        ((1.1, 0.9, 1.4), "compatible with 1 (no rise), not with the paper's 2"),
+        ((1.5, 1.2, 1.8), "compatible neither with the paper's 2 nor with 1 (no rise)"),
+        ((0.5, 0.2, 0.8), "compatible neither with the paper's 2 nor with 1 (no rise)"),
+        ((3.5, 2.2, 4.8), "compatible neither with the paper's 2 nor with 1 (no rise)"),
+    ],
+)
+def test_the_verdict_says_what_the_interval_allows(rise, words):
+    text = verdict(rise, uniform=(0.5, 1.5))
+    value, low, high = rise
+    assert f"is {value:.2f} times that in normal cells (n = 10 cells of the two classes" in text
+    assert f"Its 95 % interval, {low:.2f} to {high:.2f}, covers groups of cells drawn anew" in text
+    assert f"for this one network: **{words}**." in text
+    assert "survive" not in text
+
+
+def test_the_verdict_says_apart_from_that_which_null_maps_rise_as_much():
+    text = verdict((2.5, 1.8, 3.3), uniform=(1.1, 1.9), darkness=(1.01, 3))
+    assert text.endswith(" On the same cells the rise is more than that of uniform, darkness.")
+    text = verdict((2.5, 1.8, 3.3), uniform=(0.9, 2), darkness=(1.2, 2), edges=(np.nan, np.nan))
+    words = "more than that of darkness; not distinguishable from that of uniform, edges."
+    assert text.endswith(words)
+    text = verdict((0.5, 0.2, 0.8), uniform=(0.1, 0.9), darkness=(1.0, 1.2))
+    words = "less than that of uniform; not distinguishable from that of darkness."
+    assert text.endswith(words)
 
 
 def test_without_a_rise_there_is_no_verdict():
-    found = verdict((np.nan, np.nan, np.nan), uniform=np.nan)
-    assert found == "**No verdict**: no cell of the lowest or of the highest severity has a usable share."
+    text = verdict((np.nan, np.nan, np.nan), uniform=(np.nan, np.nan))
+    words = "no two severities have cells with a usable, positive median share."
+    assert text == f"**No verdict**: {words}"
