@@ -3,6 +3,7 @@ people look for."""
 
 import ast
 import io
+import os
 import re
 import subprocess
 import sys
@@ -186,3 +187,10 @@ def test_make_help_lists_the_commands():
     assert all(
         f"make {word}" in done for word in ("help", "reports", "lab", "test", "lint", "clean")
     )
+
+
+def test_jupyterlab_starts_as_root_and_on_this_machine_alone():
+    done = subprocess.run(["make", "-n", "lab"], cwd=paths.ROOT, capture_output=True, text=True)
+    command = next(line for line in done.stdout.splitlines() if "jupyter lab" in line)
+    assert "--ip=127.0.0.1" in command
+    assert ("--allow-root" in command) == (os.getuid() == 0)
