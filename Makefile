@@ -34,7 +34,7 @@ lab: .venv/.done  ## open JupyterLab on the notebooks, on this machine alone
 	.venv/bin/jupyter lab --notebook-dir=notebooks --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: .venv/.done  ## everything that CI runs
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/.done  ## speed and memory against something else, into benchmarks/results: BENCH="groups predict" for some
 	$(PY) -m benchmarks $(BENCH)
