@@ -103,7 +103,9 @@ def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
         for pipeline in settings[f"{prefix}_pipelines"]:
             place = {"protocol": settings[f"{prefix}_protocols"][0], "fold": 0}
             try:
-                recipes.make({**settings, **place}, prefix, pipeline)
+                recipe = recipes.make({**settings, **place}, prefix, pipeline)
+                for candidate in settings[f"{prefix}_candidates"]:
+                    recipes.changed(recipe, candidate)
             except (recipes.RecipeError, datasets.DataError) as error:
                 problems.append(f"{prefix}_pipelines: {error}")
     usual = {"resnet18", "resnet50", "resnet101"}

@@ -122,7 +122,8 @@ def assign_parts(
     Data sets without ``test_fraction`` have ``n_folds`` cross-validation folds. The others have a
     random split of that share, repeated: ``fold`` is the number of the repetition (paper C, Table
     1: the test part of ``paper`` has round(0.3 n) images). The validation part is cut from the
-    rest by the same rule. Needs ``group`` (see ``with_groups``). Raises DataError for an unknown
+    rest by the same rule; there is none where
+    ``valid_fraction`` is 0. Needs ``group`` (see ``with_groups``). Raises DataError for an unknown
     task, SplitError for an unknown protocol or fold, or where a class is too small.
     """
     fraction = datasets.get(task).test_fraction
@@ -143,8 +144,22 @@ def assign_parts(
         test = pick(table, fraction, seed + fold)
     part = pd.Series("train", index=table.index)
     part[test] = "test"
-    part[pick(table.drop(test), valid_fraction, seed + fold)] = "valid"
+    if valid_fraction:
+        part[pick(table.drop(test), valid_fraction, seed + fold)] = "valid"
     return table.assign(part=part, task=task, protocol=protocol, fold=fold)
+
+
+def inner(split: pd.DataFrame, n_folds: int, seed: int = 0) -> list[pd.DataFrame]:
+    """The images outside the test part of ``split`` as ``n_folds`` splits of their own.
+
+    Each holds out another share as its ``test`` part, whole groups where the protocol says so: for
+    choices that may see no image of the outer test part. SplitError where a class is too small.
+    """
+    inside = split[split["part"] != "test"].reset_index(drop=True)
+    grouped = PROTOCOLS[split["protocol"].iloc[0]].grouped
+    held_out = _folds(inside, grouped, n_folds, seed)
+    parts = [np.where(inside.index.isin(rows), "test", "train") for rows in held_out]
+    return [inside.assign(part=part) for part in parts]
 
 
 def permute_labels(split: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cervix_utils.data import datasets
 
-PARTS = ["train", "valid", "test"]
+PARTS = ["train", "valid", "test", "inner"]  # inner: seen by networks of an inner fold, held out
 NAMES = ["id", "group", "part", "label"]  # text columns: a group may be called NA or 007
 KEYS = ["task", "pipeline", "protocol"]  # with fold and run: what predicted, in tidy frames
 

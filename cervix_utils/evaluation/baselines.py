@@ -1,5 +1,6 @@
 """What is known without a network: plain classifiers on hand-made features; and averages."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,9 +28,9 @@ MODELS = {"forest": "random forest", "logistic": "logistic regression"}
 # Sets of features: the prefix of their columns (all: every column), and words for people
 SETS = {"size": "image size", "background": "border colour", "masks": "mask areas"}
 SETS["all"] = "all features"
-# Averages and their members: fixed beforehand, so that nothing is chosen on a test part
-AVERAGES = {"average_of_networks": ["classification", "combined"]}
-AVERAGES["average_with_baseline"] = ["classification", "combined", f"{BASELINE}all_logistic"]
+# Members of averages: fixed beforehand, so that nothing is chosen on a test part
+AVERAGED = r"(classification|combined)(_seed\d+)?"  # networks, from one or several seeds
+AVERAGED_BASELINE = f"{BASELINE}all_logistic"
 SHAPE = ["area", "perimeter", "eccentricity", "solidity", "extent"]
 SHAPE += ["axis_major_length", "axis_minor_length"]
 SIDE = 256  # pixels, longer side at which photographs are described: they differ in magnification
@@ -196,12 +197,19 @@ def average(members: Sequence[Frame], pipeline: str) -> Frame:
 
 
 def averages(predictions: Frame) -> Frame:
-    """Test rows of AVERAGES, for each protocol and fold in which all its members predict."""
+    """Test rows of the average of networks, and of them with a baseline, by protocol and fold.
+
+    Members: pipelines named AVERAGED, if classification and combined are both there.
+    """
     tests = predictions[predictions["part"] == "test"]
     made = [tests[:0]]
     for _, rows in tests.groupby(["protocol", "fold"]):
         tables = dict(list(rows.groupby("pipeline")))
-        for name, members in AVERAGES.items():
-            if tables.keys() >= set(members):
-                made.append(average([tables[member] for member in members], name))
+        members = [tables[name] for name in tables if re.fullmatch(AVERAGED, name)]
+        if not tables.keys() >= {"classification", "combined"}:
+            continue
+        made.append(average(members, "average_of_networks"))
+        if AVERAGED_BASELINE in tables:
+            both = [*members, tables[AVERAGED_BASELINE]]
+            made.append(average(both, "average_with_baseline"))
     return pd.concat(made, ignore_index=True)

@@ -3,7 +3,7 @@
 Intervals come from weights (n_resamples, n) of whole groups, as in ``metrics``.
 
 Prediction sets hold the reference standard with a nominal probability (split-conformal). Images of
-one group are not exchangeable, groups are: one image a group of the valid part calibrates, and the
+one group are not exchangeable, groups are: one image a group held out in training calibrates, the
 promise is about one image a group ("subsampling once", Dunn, Wasserman and Ramdas 2023,
 "Distribution-free prediction sets for two-layer hierarchical models").
 """
@@ -34,20 +34,23 @@ def probabilities(predictions: Frame, floor: float = 0.0) -> Array:
     return p / p.sum(axis=1, keepdims=True)
 
 
-def _valid(predictions: Frame) -> Frame:
-    valid = predictions[predictions["part"] == "valid"]
-    if valid.empty:
-        raise ValueError("predictions have no valid part: temperatures and sets are fitted on it")
-    return valid
+def held_out(predictions: Frame) -> Frame:
+    """The rows that calibrate: the validation part or, where there is none, the training images as
+    networks of inner folds saw them that were not trained on them. ValueError without any."""
+    for part in ("valid", "inner"):
+        rows = predictions[predictions["part"] == part]
+        if len(rows):
+            return rows
+    raise ValueError("predictions have no valid or inner part: nothing to calibrate on")
 
 
 def temperature(predictions: Frame) -> float:
-    """Temperature T in 0.05..20 that minimises the log-loss of the valid part of one fold.
+    """Temperature T in 0.05..20 that minimises the log-loss of the held-out rows of one fold.
 
     Over 1: the network is overconfident. Guo, Pleiss, Sun, Weinberger 2017, "On calibration of
-    modern neural networks", section 4.2; log p are the logits. ValueError without valid rows.
+    modern neural networks", section 4.2; log p are the logits. ValueError without any.
     """
-    valid = _valid(predictions)
+    valid = held_out(predictions)
     logits, true = np.log(probabilities(valid, FLOOR)), metrics.true_class(valid)
 
     def log_loss(log_t: float) -> float:
@@ -67,7 +70,7 @@ def scaled(predictions: Frame, temperature: float) -> Frame:
 
 
 def rescaled(predictions: Frame) -> Frame:
-    """The test rows of networks, each fold with the temperature of its own valid part."""
+    """The test rows of networks, each fold with the temperature of its own held-out rows."""
     folds = [rows for _, rows in predictions.groupby([*metrics.KEYS, "fold"])]
     tests = [scaled(rows[rows["part"] == "test"], temperature(rows)) for rows in folds]
     return pd.concat(tests, ignore_index=True)
@@ -190,8 +193,8 @@ def fitted(k: int) -> SimpleNamespace:
 
 
 def one_a_group(predictions: Frame, seed: int) -> Frame:
-    """One image of each group of the valid part, drawn at random. Raises without that part."""
-    shuffled = _valid(predictions).sample(frac=1, random_state=seed)
+    """One image of each group of the held-out rows, drawn at random. Raises without any."""
+    shuffled = held_out(predictions).sample(frac=1, random_state=seed)
     return shuffled.drop_duplicates("group").sort_index()
 
 

@@ -157,9 +157,10 @@ def check_predictions(predictions: Frame, where: str | Path = "predictions") -> 
 
 
 def _refuse_repeated_and_mixed(rows: Frame, where: str) -> None:
-    """Raise PredictionsError where an image stands twice in one fold of one pipeline and protocol,
-    or its folds come from different recipes or data."""
-    for row in rows[rows.duplicated(["fold", "id"])].head(1).itertuples():
+    """Raise PredictionsError where an image stands twice in one fold of one pipeline and protocol
+    (once more in part ``inner`` is right), or its folds come from different recipes or data."""
+    places = rows[["fold", "id"]].assign(inner=rows["part"] == "inner")
+    for row in rows[places.duplicated()].head(1).itertuples():
         place = f"fold {row.fold} of {row.pipeline}, {row.protocol} protocol"
         raise PredictionsError(f"{where}: image '{row.id}' stands twice in {place}")
     trained = rows.loc[rows["run"] != "", "run"].drop_duplicates()

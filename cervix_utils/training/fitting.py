@@ -54,12 +54,13 @@ class EpochLine(Callback):
         self.start = time.perf_counter()
 
     def after_epoch(self):
-        train, valid, accuracy = self.recorder.values[-1]
+        named = zip(("train", "valid", "accuracy"), self.recorder.values[-1])
+        values = "  ".join(f"{name} {value:.3f}" for name, value in named if value is not None)
         spent, done = time.perf_counter() - self.start, (self.epoch + 1) / self.n_epoch
         to_go = spent * (1 - done) / done
         print(
-            f"{self.title}  epoch {self.epoch + 1}/{self.n_epoch}  train {train:.3f}  "
-            f"valid {valid:.3f}  accuracy {accuracy:.3f}  {spent:.0f} s, {to_go:.0f} s to go",
+            f"{self.title}  epoch {self.epoch + 1}/{self.n_epoch}  {values}  "
+            f"{spent:.0f} s, {to_go:.0f} s to go",
             flush=True,
         )
 
@@ -108,9 +109,12 @@ def fit(learn: StudyLearner, recipe: Recipe) -> None:
 
 
 def history(learn: StudyLearner) -> pd.DataFrame:
-    """epoch, train_loss, valid_loss, accuracy of the last fit; no rows before the first."""
+    """epoch, train_loss, valid_loss, accuracy of the last fit; no rows before the first.
+
+    Where no image was set aside for validation, the last two are NaN.
+    """
     values = list(getattr(learn.recorder, "values", []))
-    table = pd.DataFrame(values, columns=["train_loss", "valid_loss", "accuracy"])
+    table = pd.DataFrame(values, columns=["train_loss", "valid_loss", "accuracy"]).astype(float)
     table.insert(0, "epoch", range(1, len(table) + 1))
     return table
 

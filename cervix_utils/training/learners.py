@@ -16,12 +16,15 @@ from fastai.interpret import ClassificationInterpretation, Interpretation  # noq
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorImage, set_seed
+from fastai.vision import augment
 from fastai.vision import learner as vision  # noqa: F401 (gives pictures show_batch, show_results)
-from fastai.vision.augment import RandTransform, aug_transforms
+from fastai.vision.augment import AffineCoordTfm, RandTransform
+from torch import Tensor
+from torch.nn import functional as F
 
 from cervix_utils import paths
 from cervix_utils.data import squares
-from cervix_utils.training import losses, networks, recipes
+from cervix_utils.training import gpu, losses, networks, recipes
 from cervix_utils.training.recipes import Recipe
 
 
@@ -48,9 +51,11 @@ def pick_precision(precision: str, device: str) -> str:
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
-def autocast(device: str, precision: str):
-    """Context in which a forward pass runs in ``precision``."""
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+def autocast(device: str, precision: str, **options):
+    """Context in which a forward pass runs in ``precision``; ``options`` of torch.autocast."""
+    return (
+        torch.autocast(device, torch.bfloat16, **options) if precision == "bf16" else nullcontext()
+    )
 
 
 class StudyLearner(Learner):
@@ -63,10 +68,14 @@ class StudyLearner(Learner):
 
     precision, fitted_as = "float32", None
 
-    def _do_one_batch(self):
+    def computing(self, **options):
+        """The context of a step; ``options`` of torch.autocast."""
         by_fastai = hasattr(self, "mixed_precision")  # to_fp16 or to_bf16 was called
         precision = "float32" if by_fastai else self.precision
-        with autocast(next(self.model.parameters()).device.type, precision):
+        return autocast(next(self.model.parameters()).device.type, precision, **options)
+
+    def _do_one_batch(self):
+        with self.computing():
             super()._do_one_batch()
 
     def fit(self, *arguments, **options):
@@ -118,16 +127,45 @@ class Stain(RandTransform):
         return (-density).exp().clamp(0, 1)
 
 
+class OnBorderColour(AffineCoordTfm):
+    """fastai's rotation, flip and zoom; what lies beyond a picture takes the median colour of its
+    border, as the squares of oblong pictures do."""
+
+    def encodes(self, x: TensorImage) -> TensorImage:
+        if self.split_idx:  # validation
+            return x
+        pixels = x.as_subclass(Tensor)
+        border = [pixels[:, :, 0], pixels[:, :, -1], pixels[..., 0], pixels[..., -1]]
+        colour = torch.cat(border, dim=2).median(dim=2).values[:, :, None, None]
+        grid = F.affine_grid(self.mat.as_subclass(Tensor), pixels.shape, align_corners=False)
+        turned = F.grid_sample(pixels - colour, grid, padding_mode="zeros", align_corners=False)
+        return TensorImage(turned + colour)
+
+
+def upside_down(x: Tensor) -> Tensor:
+    """Affine matrices (n, 3, 3) that turn half of the pictures (n, 3, s, s) upside down."""
+    return augment.flip_mat(x).roll((1, 1), (1, 2))
+
+
 def augmentations(recipe: Recipe) -> list:
-    """fastai batch transforms: one resampling, edges continued, lighting in logit space."""
-    stain = [Stain(recipe.stain)] if recipe.stain else []
-    still = recipe.flip == "none" and not recipe.rotate and recipe.zoom == 1
-    if still and not recipe.lighting:
-        return stain
-    geometry = {"max_rotate": recipe.rotate, "max_zoom": recipe.zoom, "max_warp": 0.0}
-    flips = {"do_flip": recipe.flip != "none", "flip_vert": recipe.flip == "both"}
-    shared = {"max_lighting": recipe.lighting, "pad_mode": "border", "p_affine": 1.0}
-    return stain + aug_transforms(**geometry, **flips, **shared)
+    """fastai batch transforms: stain, one resampling, lighting in logit space.
+
+    Every random number is drawn for every batch, on the device of its pictures.
+    """
+    made = [Stain(recipe.stain)] if recipe.stain else []
+    affine = [augment.flip_mat] if recipe.flip != "none" else []
+    if recipe.flip == "both":
+        affine.append(upside_down)
+    if recipe.rotate:
+        affine.append(partial(augment.rotate_mat, max_deg=recipe.rotate, p=1.0))
+    if recipe.zoom > 1:
+        affine.append(partial(augment.zoom_mat, max_zoom=recipe.zoom, p=1.0))
+    if affine:
+        made.append(OnBorderColour(affine))
+    if recipe.lighting:
+        still = {"do_flip": False, "max_rotate": 0, "max_zoom": 1, "max_warp": 0}
+        made += augment.aug_transforms(**still, max_lighting=recipe.lighting)
+    return made
 
 
 def dataloaders(split: pd.DataFrame, recipe: Recipe, device: str = "cpu") -> DataLoaders:
@@ -182,7 +220,11 @@ def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLea
         opt_func=optimiser(recipe),
         splitter=networks.body_and_head,
         metrics=criterion.accuracy,
+        moms=(recipe.momentum,) * 3,  # fastai's one cycle moves it, this project's does not
         cbs=ChannelsLast(),
     )
     learn.precision = pick_precision(recipe.precision, place)
+    if place == "cuda":
+        graphed = [] if criterion.ordinal else [gpu.GraphedStep()]  # dlordinal's losses wait
+        learn.add_cbs([gpu.PicturesOnGpu(), *graphed])
     return learn

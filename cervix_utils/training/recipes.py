@@ -3,7 +3,7 @@ from."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -106,13 +106,16 @@ PIPELINES = {  # the one table of names, labels for people, and order
     "modern": Pipeline("modern recipe", "cross_entropy", PAPER_C, MODERN),
 }
 WEIGHTED = r"combined_w(\d+(?:\.\d+)?)"  # combined with another weight of the regression term
+SEEDED = r"(.+)_seed(\d+)"  # the same training from another seed, on the same split
+FREE = {"image_size": int, "epochs": int, "lr": float, "stain": float, "zoom": float}
+FREE |= {"weight_decay": float}  # what a candidate may change
 OURS = {"task", "pipeline", "protocol", "fold", "valid_fraction", "phash_distance", "threads"}
 
 
 def pipeline_of(name: str) -> Pipeline:
-    """The pipeline of a name, also of ``combined_w0.3`` and of a control such as
-    ``combined_permuted``. RecipeError if unknown."""
-    trained = name.removesuffix("_permuted")
+    """The pipeline of a name, also of ``combined_w0.3``, ``combined_seed1`` and of a control such
+    as ``combined_permuted``. RecipeError if unknown."""
+    trained = re.sub(r"_seed\d+$", "", name.removesuffix("_permuted"))
     base = "combined" if re.fullmatch(WEIGHTED, trained) else trained
     if base not in PIPELINES:
         raise RecipeError(f"unknown pipeline '{name}': known are {', '.join(PIPELINES)}")
@@ -137,12 +140,16 @@ def make(settings: Mapping[str, Any], notebook: str, pipeline: str) -> Recipe:
     values.setdefault("n_folds", 3)  # paper H has a parameter for it; paper C's split is repeated
     if pipeline == "sgd":
         values["epochs"] = settings.get("colposcopy_sgd_epochs", values["epochs"])
+    if seed := re.fullmatch(SEEDED, pipeline):
+        values["seed"] = int(seed[2])
     if weight := re.fullmatch(WEIGHTED, pipeline):
         values["regression_weight"] = float(weight[1])
     values |= {"pipeline": pipeline} | dict(chosen.changes)
     numbers = [entry.name for entry in fields(Recipe) if entry.type is float]
     values |= {name: float(values[name]) for name in numbers if name in values}  # 1 is 1.0
     recipe = Recipe(**values)
+    if recipe.selection == "best" and not recipe.valid_fraction:
+        raise RecipeError("selection 'best' needs a validation part: valid_fraction is 0")
     if pipeline.endswith("_permuted"):
         raise RecipeError(f"pipeline '{pipeline}' is a control that notebook 4 trains")
     if chosen.graded and not datasets.get(recipe.task).ordered:
@@ -160,6 +167,19 @@ def initial_weights(settings: Mapping[str, Any], architecture: str) -> str:
         weights = settings["weights_resnet101"]
         return f"grown:{resnet50}" if weights == "grown" else weights
     return resnet50 if resnet50 == "imagenet" else "none"
+
+
+def changed(recipe: Recipe, candidate: str) -> Recipe:
+    """``recipe`` with the fields of a candidate such as ``image_size=192 stain=0.15``; an empty one
+    changes nothing. RecipeError for a field that is none of FREE, or a value that is no number."""
+    values = dict(item.partition("=")[::2] for item in candidate.split())
+    if wrong := sorted(set(values) - set(FREE)):
+        known = ", ".join(FREE)
+        raise RecipeError(f"candidate '{candidate}' changes '{wrong[0]}': it may change {known}")
+    try:
+        return replace(recipe, **{name: FREE[name](text) for name, text in values.items()})
+    except ValueError as error:
+        raise RecipeError(f"candidate '{candidate}': {error}") from None
 
 
 def choices(recipe: Recipe) -> pd.DataFrame:

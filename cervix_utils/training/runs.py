@@ -18,7 +18,7 @@ from cervix_utils.data import datasets, tables
 from cervix_utils.training import fitting, learners, losses, networks, recipes
 from cervix_utils.training.recipes import Recipe
 
-RECIPE_VERSION = 2  # raised by hand when the same recipe begins to mean another training
+RECIPE_VERSION = 3  # raised by hand when the same recipe begins to mean another training
 FILES = ["model.safetensors", "recipe.json", "history.csv", "predictions.csv"]
 PACKAGES = ["torch", "torchvision", "fastai", "pillow", "numpy"]
 FRAME = ["task", "pipeline", "protocol", "fold", "run"]  # before the columns of predictions
@@ -88,8 +88,11 @@ def find(runs_dir: Path, recipe: Recipe, split: pd.DataFrame) -> Run | None:
     return read(folder)
 
 
-def keep(learn: learners.StudyLearner, recipe: Recipe, split: pd.DataFrame, runs_dir: Path) -> Run:
-    """Predict all images of ``split``, write the run folder and read it back.
+def keep(
+    learn: learners.StudyLearner, recipe: Recipe, split: pd.DataFrame, runs_dir: Path, weights=True
+) -> Run:
+    """Predict all images of ``split``, write the run folder (without ``weights`` if so) and read it
+    back.
 
     A Learner that was fitted by hand is kept beside those of the recipe: its folder is named after
     its predictions, and recipe.json says ``by_hand``. Nothing finished is ever overwritten.
@@ -111,16 +114,18 @@ def keep(learn: learners.StudyLearner, recipe: Recipe, split: pd.DataFrame, runs
     if by_hand:
         answers = paths.digest(predictions.to_csv(index=False))
         folder = folder.with_name(f"{folder.name}-by-hand-{answers[:6]}")
-    return _write(Run(folder, record, history, predictions), learn.model)
+    return _write(Run(folder, record, history, predictions), learn.model if weights else None)
 
 
-def _write(run: Run, model: torch.nn.Module) -> Run:
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+def _write(run: Run, model: torch.nn.Module | None) -> Run:
+    state = model.state_dict() if model else {}
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     record = json.dumps(run.recipe, indent=2, sort_keys=True) + "\n"
     try:
         with paths.whole(run.folder) as draft:
             draft.mkdir()
-            save_file(state, draft / "model.safetensors")
+            if state:
+                save_file(state, draft / "model.safetensors")
             (draft / "recipe.json").write_text(record)
             run.history.round(6).to_csv(draft / "history.csv", index=False)
             run.predictions.round(6).to_csv(draft / "predictions.csv", index=False)
@@ -130,13 +135,16 @@ def _write(run: Run, model: torch.nn.Module) -> Run:
     return read(run.folder)
 
 
-def obtain(split: pd.DataFrame, recipe: Recipe, runs_dir: Path, device: str = "auto") -> Run:
-    """The finished run of this recipe on these data, trained now where there is none."""
+def obtain(
+    split: pd.DataFrame, recipe: Recipe, runs_dir: Path, device: str = "auto", weights: bool = True
+) -> Run:
+    """The finished run of this recipe on these data, trained now where there is none; it is then
+    kept with its ``weights`` or without."""
     run = find(runs_dir, recipe, split)
     if run is None:
         learn = learners.build(split, recipe, device)
         fitting.fit(learn, recipe)
-        run = keep(learn, recipe, split, runs_dir)
+        run = keep(learn, recipe, split, runs_dir, weights)
     return run
 
 
