@@ -38,6 +38,12 @@ from cervix_utils.training import learners
 RESULTS = Path(__file__).parent / "results"
 SCRATCH = Path(tempfile.gettempdir()) / "cervix-benchmarks"
 TRAINED = {"resnet101": 128, "resnet50": 224}  # network -> side in pixels
+ON_GPU = [("resnet101", 224), ("resnet101", 128), ("resnet50", 224)]
+GPU_OTHERS = {
+    "float32": ("stock fastai, float32", "3"),
+    "to_fp16": ("stock fastai, to_fp16", "2.5"),
+}
+GPU_OTHERS["bare"] = ("bare captured loop in memory", "0.85")
 OTHERS = {"stock": ("stock fastai", "3"), "bare": ("bare loop in memory", "0.92")}
 THEIRS = ("stock", "plain", "captum", "pairs")  # what the names of the other sides end in
 SHOWN = ["what", "against", "ours", "other", "ratio", "aim", "note"]
@@ -245,25 +251,25 @@ def train(rounds: int) -> list[dict]:
 
 
 def gpu(rounds: int) -> list[dict]:
-    """Whole fits on a GPU, as shipped and compiled, against stock fastai in float32 and in its
-    `to_fp16`."""
+    """Whole fits on a GPU, once, against stock fastai and a bare captured loop: under 4 minutes."""
     if not torch.cuda.is_available():
         print("  left out: PyTorch sees no CUDA GPU")
         return []
     rows = []
-    for architecture, size in TRAINED.items():
-        both = {"architecture": architecture, "size": size, "batch": 64, "n": 8192}
-        ours = {"as shipped": {}, "torch.compile": {"compiled": True}}
-        stock = {"float32": {}, "to_fp16": {"half": True}}
-        sides = {name: ("train_ours", both | change) for name, change in ours.items()}
-        sides |= {name: ("train_stock", both | change) for name, change in stock.items()}
-        results = alternate(sides, rounds)
-        for way in ours:
-            busy = statistics.median(result["busy"] or 0 for result in results[way])
-            what = f"training {architecture} {size} px on a GPU, {way}"
-            for name, aim in zip(stock, ("2.5", "1.2")):
-                pair, note = {way: results[way], name: results[name]}, f"GPU busy {busy:.0f} %"
-                rows.append(rate_row(what, f"stock fastai, {name}", "img/s", pair, aim, note))
+    for architecture, size in ON_GPU:
+        one = {"architecture": architecture, "size": size, "batch": 32, "n": 672}
+        fit = one | {"epochs": 12}
+        sides = {"ours": ("train_ours", fit), "bare": ("train_bare", one | {"n": 8064})}
+        sides |= {
+            name: ("train_stock", fit | {"half": name == "to_fp16"})
+            for name in ("float32", "to_fp16")
+        }
+        results = alternate(sides, min(rounds, 1))
+        busy = statistics.median(result["busy"] or 0 for result in results["ours"])
+        what = f"training {architecture} {size} px on a GPU, batches of 32"
+        for name, (against, aim) in GPU_OTHERS.items():
+            pair, note = {"ours": results["ours"], name: results[name]}, f"GPU busy {busy:.0f} %"
+            rows.append(rate_row(what, against, "img/s", pair, aim, note))
     return rows
 
 

@@ -30,7 +30,7 @@ from cervix_utils import config
 from cervix_utils.data import datasets, images, splits
 from cervix_utils.evaluation import metrics
 from cervix_utils.explanation import attribution
-from cervix_utils.training import fitting, learners, losses, networks, recipes, runs
+from cervix_utils.training import fitting, gpu, learners, losses, networks, recipes, runs
 from cervix_utils.training.recipes import Recipe
 
 SHIPPED = {"resnet101": ("herlev", "combined"), "resnet50": ("colposcopy", "modern")}
@@ -46,11 +46,13 @@ def elapsed(call: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def recipe_of(architecture: str, size: int, batch: int) -> Recipe:
-    """The shipped recipe that trains ``architecture``: one epoch, at another size, on all cores."""
+def recipe_of(architecture: str, size: int, batch: int, epochs: int = 1) -> Recipe:
+    """The shipped recipe that trains ``architecture``: few epochs, at another size, on all
+    cores."""
     task, pipeline = SHIPPED[architecture]
     made = recipes.make(config.validate({}, "defaults"), task, pipeline)
-    changes = {"image_size": size, "batch_size": batch, "epochs": 1, "threads": os.cpu_count()}
+    changes = {"image_size": size, "batch_size": batch, "epochs": epochs}
+    changes["threads"] = os.cpu_count()
     return replace(made, architecture=architecture, **changes)
 
 
@@ -76,26 +78,23 @@ def train_ours(
     batch: int,
     n: int,
     device: str = "auto",
-    compiled: bool = False,
     classes: int = 0,
+    epochs: int = 1,
 ) -> dict:
     """`learners.build` and `fitting.fit`: one whole fit after a first one of two batches.
 
     ``classes`` above 0: so many of them instead of the task's.
     """
-    recipe, device = recipe_of(architecture, size, batch), learners.pick_device(device)
+    recipe, device = recipe_of(architecture, size, batch, epochs), learners.pick_device(device)
     few, many = drawn_split(recipe.task, 2 * batch), drawn_split(recipe.task, n)
     if classes:
         few, many = (of_many_classes(split, recipe.task, classes) for split in (few, many))
     fitting.fit(learners.build(few, recipe, device), recipe)
     learn = learners.build(many, recipe, device)
-    if compiled:
-        learn.model = torch.compile(learn.model)
-        fitting.fit(learn, recipe)
     with gpu_use(device) as use:
         seconds = elapsed(lambda: fitting.fit(learn, recipe))
     busy = float(np.mean(use)) if use else None
-    return {"seconds": seconds, "work": n // batch * batch, "busy": busy}
+    return {"seconds": seconds, "work": n // batch * batch * epochs, "busy": busy}
 
 
 @contextmanager
@@ -131,8 +130,10 @@ def stock_loaders(split: pd.DataFrame, size: int, batch: int, device: str):
     )
 
 
-def stock_fit(loaders, architecture: str, half: bool = False) -> Callable[[], None]:
-    """A `vision_learner` with fastai's defaults -> a call that trains it for one epoch."""
+def stock_fit(
+    loaders, architecture: str, half: bool = False, epochs: int = 1
+) -> Callable[[], None]:
+    """A `vision_learner` with fastai's defaults -> a call that trains it."""
     from fastai.vision.all import accuracy, models, vision_learner
 
     network = getattr(models, architecture)
@@ -141,25 +142,28 @@ def stock_fit(loaders, architecture: str, half: bool = False) -> Callable[[], No
 
     def fit() -> None:
         with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(1)
+            learn.fit_one_cycle(epochs)
 
     return fit
 
 
 def train_stock(
-    architecture: str, size: int, batch: int, n: int, device: str = "auto", half: bool = False
+    architecture: str, size: int, batch: int, n: int, device="auto", half=False, epochs=1
 ) -> dict:
     """The same fit in stock fastai, after a first one of two batches."""
     task, device = SHIPPED[architecture][0], learners.pick_device(device)
     splits_used = [drawn_split(task, 2 * batch), drawn_split(task, n)]
     loaders = [stock_loaders(split, size, batch, device) for split in splits_used]
-    warm, timed = (stock_fit(loader, architecture, half) for loader in loaders)
+    warm, timed = (stock_fit(loader, architecture, half, epochs) for loader in loaders)
     warm()
-    return {"seconds": elapsed(timed, device), "work": n // batch * batch}
+    return {"seconds": elapsed(timed, device), "work": n // batch * batch * epochs}
 
 
 def train_bare(architecture: str, size: int, batch: int, n: int, device: str = "auto") -> dict:
-    """Forward, loss, backward, step on one batch in memory, same precision: the compute limit."""
+    """Forward, loss, backward, step on one batch in memory, same precision: the compute limit.
+
+    On a GPU the step is captured once as a CUDA graph and replayed.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     recipe, device = recipe_of(architecture, size, batch), learners.pick_device(device)
@@ -168,22 +172,33 @@ def train_bare(architecture: str, size: int, batch: int, n: int, device: str = "
     criterion = losses.Loss(kind, classes)
     model = networks.network(architecture, recipe.head, losses.n_outputs(kind, classes))
     model = model.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, fused=True)
+    on_gpu = device == "cuda"
+    options = {"lr": recipe.lr, "fused": True, "capturable": on_gpu}
+    optimiser = torch.optim.AdamW(model.parameters(), **options)
     pictures = torch.randn(batch, 3, size, size, device=device)
     pictures = pictures.to(memory_format=torch.channels_last)
     targets = torch.arange(batch, device=device) % classes
 
-    def steps(number: int) -> None:
-        for _ in range(number):
-            with learners.autocast(device, precision):
-                output = model(pictures)
-            criterion(output, targets).backward()
-            optimiser.step()
-            optimiser.zero_grad()
+    def compute() -> tuple:
+        with learners.autocast(device, precision, cache_enabled=not on_gpu):
+            output = model(pictures)
+        criterion(output, targets).backward()
+        return ()
+
+    def step() -> None:
+        compute()
+        optimiser.step()
+        optimiser.zero_grad()
 
     with FlopCounterMode(display=False) as counter:
-        steps(1)
-    steps(1)
+        step()
+    step()
+    call = gpu.record(model, compute, optimiser.step)[0].replay if on_gpu else step
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            call()
+
     seconds = elapsed(lambda: steps(n // batch), device)
     rate = counter.get_total_flops() * (n // batch) / seconds
     return {"seconds": seconds, "work": n // batch * batch, "tflops": rate / 1e12}

@@ -1,5 +1,6 @@
 """What must hold on a CUDA GPU: it is found, used and recorded, and computes as a CPU does."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import toys
 
 from cervix_utils.explanation import attribution
-from cervix_utils.training import fitting, learners, runs
+from cervix_utils.training import fitting, gpu, learners, runs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,3 +113,27 @@ def test_integrated_gradients_are_those_of_a_cpu(trained):
 def test_a_gpu_is_taken_unless_the_cpu_is_asked_for():
     assert learners.pick_device("auto") == learners.pick_device("cuda") == "cuda"
     assert learners.pick_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(("pipeline", "precision"), [("combined", "float32"), ("modern", "bf16")])
+def test_replayed_steps_train_as_plain_ones_do(tiny_demo, pipeline, precision):
+    recipe = recipe_of(pipeline, epochs=6, selection="last", precision=precision, batch_size=4)
+    split, losses = toys.split_of(tiny_demo, recipe), []
+    for plain in (True, False):
+        learn = learners.build(split, recipe)
+        if plain:
+            learn.remove_cbs([gpu.PicturesOnGpu, gpu.GraphedStep])
+        fitting.fit(learn, recipe)
+        losses.append(np.array([float(loss) for loss in learn.recorder.losses]))
+    assert np.allclose(*losses, atol=1e-3 if precision == "float32" else 0.05)
+
+
+def test_the_memory_of_a_captured_step_is_given_back(tiny_demo):
+    recipe = recipe_of("combined", epochs=2, selection="last")
+    split, left = toys.split_of(tiny_demo, recipe), []
+    for _ in range(3):
+        fitting.fit(learners.build(split, recipe), recipe)
+        gc.collect()
+        torch.cuda.empty_cache()
+        left.append(torch.cuda.memory_reserved())
+    assert left[2] <= left[0] + 2**25

@@ -145,14 +145,15 @@ class GraphedStep(Callback):
             self.learn.xb, self.learn.yb = (pictures,), (targets,)
             return
         self.rows.copy_(self.dl.rows)
-        for rate, group in zip(self.rates, self.opt.param_groups):
+        for rate, group in zip(self.rates, self.opt.opt.param_groups):
             rate.fill_(group["lr"])
         self.graph.replay()
         self.learn.pred, self.learn.loss = self.answers
         raise CancelBatchException
 
     def after_fit(self):
-        self.graph, losses = None, self.recorder.losses
+        self.graph = self.answers = None  # with them goes the memory of the graph
+        losses = self.recorder.losses
         self.recorder.losses = list(torch.stack(losses).cpu()) if losses else []
         self.opt.zero_grad()
 
@@ -161,7 +162,7 @@ class GraphedStep(Callback):
         changing = {"params", "lr", "capturable"}
         return [
             {name: value for name, value in group.items() if name not in changing}
-            for group in self.opt.param_groups
+            for group in self.opt.opt.param_groups
         ]
 
     def _compute(self):
@@ -175,7 +176,7 @@ class GraphedStep(Callback):
 
     def _update(self):
         """The optimiser's step with rates that a later replay reads anew."""
-        groups = self.opt.param_groups
+        groups = self.opt.opt.param_groups
         before = [dict(group) for group in groups]
         for group, rate in zip(groups, self.rates):
             group["lr"], group["capturable"] = rate, True
@@ -190,5 +191,6 @@ class GraphedStep(Callback):
         self.opt.zero_grad()
         self.rows, self.fixed = self.dl.rows.clone(), self._fixed()
         device = self.rows.device
-        self.rates = [torch.tensor(group["lr"], device=device) for group in self.opt.param_groups]
+        groups = self.opt.opt.param_groups
+        self.rates = [torch.tensor(float(group["lr"]), device=device) for group in groups]
         self.graph, (self.dl.made, *self.answers) = record(self.model, self._compute, self._update)
