@@ -23,6 +23,8 @@ TABLE_VERSION = 1  # raised by hand when the same files shall give another table
 COLUMNS = ["id", "source", "label", "original", "severity", "name_group"]
 COLUMNS += ["width", "height", "sha256", "phash", "path", "mask"]
 TYPES = {"phash": "uint64", "severity": int, "width": int, "height": int, "path": str, "mask": str}
+# NAME-d.bmp is the mask of NAME.bmp; NAME_nuc.dat its outlines, NAME_cyt.dat being read with it
+MASK = re.compile(r"(.+)(?:-d|_nuc(?=\.dat$))(?:\.[^.]*)?", re.IGNORECASE)
 SYSTEM_FILES = re.compile(r"^(\._.*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 
 
@@ -46,8 +48,11 @@ class Dataset:
     terms: str
     ordered: bool = False  # whether classes are grades of severity 1..k, the first one normal
     labels: Mapping[str, str] = field(default_factory=dict)  # class of a folder -> its label
+    abnormal: tuple[str, ...] = ()  # classes that are illness; none where that is not asked
     name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
-    masks: bool = False  # whether a file NAME-d is the mask of the image NAME
+    by_class: bool = False  # whether name groups are numbered anew in each class
+    stems: str = ".*"  # expression that the names of its images match, without suffix
+    masks: bool = False  # whether it has masks: see MASK
     test_fraction: float | None = None  # of a repeated random split; None: cross-validation
     published: Mapping[str, int] = field(default_factory=dict)  # published number of images
     published_by: str = "original"  # the column that `published` counts by
@@ -112,7 +117,7 @@ def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Path, str]]:
     """Rows of images; masks by class and stem; reasons of the files that are neither."""
-    rows, masks, reasons = [], {}, {}
+    rows, masks, reasons, unknown = [], {}, {}, []
     grades = {name: grade for grade, name in enumerate(dataset.classes, 1) if dataset.ordered}
     for file in _files(root):
         folders = file.relative_to(root).parts[:-1]
@@ -120,21 +125,38 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
         original = original if original in ("", *dataset.originals) else None
         if SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
             reasons[file] = "system file, not an image"
-        elif dataset.masks and file.stem.lower().endswith("-d"):
-            if masks.setdefault((original, file.stem[:-2]), file) != file:
+        elif dataset.masks and (name := MASK.fullmatch(file.name)):
+            if masks.setdefault((original, name[1]), file) != file:
                 reasons[file] = "second mask of the same image"
         elif original is None:
+            unknown.append(file)
             classes = ", ".join(dataset.originals)
             reasons[file] = f"unknown class: no folder of its path names one of {classes}"
+        elif not re.fullmatch(dataset.stems, file.stem):
+            outline = "an outline that is no mask by itself (NAME_nuc.dat and NAME_cyt.dat are)"
+            unlike = f"not named like its images: {dataset.example} is expected"
+            reasons[file] = outline if file.suffix.lower() == ".dat" else unlike
         else:
             names = ("" if source == dataset.name else source, original, file.stem)
             name = "/".join(filter(None, names))
             label = dataset.labels.get(original, original)
             row = {"id": name, "source": source, "label": label, "original": original, "path": file}
             group = dataset.name_group(file.stem)
+            group = f"{original}/{group}" if group and dataset.by_class else group
             rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
+    _refuse_mixed(root, unknown)
     rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
     return rows, masks, reasons
+
+
+def _refuse_mixed(root: Path, unknown: list[Path]) -> None:
+    """Raise DataError where files of ``unknown`` class are of several classes of another set."""
+    places = {file.relative_to(root).parts[:-1] for file in unknown}
+    for other in DATASETS.values():
+        known = {other.place(folders)[1] for folders in places} & {*other.originals}
+        if len(known) > 1:
+            found = f"classes of {other.title} ({', '.join(sorted(known))})"
+            raise DataError(f"{root} holds {found} too: give each collection a folder of its own")
 
 
 def _refuse_twins(rows: list[dict], root: Path, reasons: dict[Path, str]) -> None:
@@ -177,6 +199,9 @@ def _refuse_broken(root: Path, dataset: Dataset, table, reasons: pd.Series, seen
         raise DataError(f"{root}: {count}; expected files such as {dataset.example} (see README)")
     for name in sorted(seen - set(table["original"]) - {""}):
         raise DataError(f"{root}: every image of class '{name}' is unusable {why}: unpack again")
+    published = dataset.published if dataset.published_by == "original" else ()
+    if lacking := [name for name in published if name not in set(table["original"])]:
+        raise DataError(f"{root}: no image of class '{lacking[0]}' {why}: is the copy complete?")
 
 
 def find(data_root: str, task: str, seed: int = 0) -> Path:
@@ -206,6 +231,7 @@ def state(data_root: str, task: str, seed: int = 0) -> str:
     """
     root, dataset = find(data_root, task, seed), get(task)
     entries = [(TABLE_VERSION, dataset.classes, dict(dataset.labels), dataset.masks)]
+    entries.append((dataset.by_class, dataset.stems))
     for file in _files(root):
         relative, stat = file.relative_to(root), file.stat()
         said = (dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
@@ -242,6 +268,8 @@ NORMAL = ("normal_superficiel", "normal_intermediate", "normal_columnar")
 ABNORMAL = ("light_dysplastic", "moderate_dysplastic", "severe_dysplastic", "carcinoma_in_situ")
 # folders (Herlev's own spelling) -> labels, severity 1..5 (paper H, section 3.1)
 HERLEV = dict.fromkeys(NORMAL, "normal") | {name: name for name in ABNORMAL}
+# Plissiti et al. 2018, Table 1: two kinds of normal cells, a benign one, two of abnormal ones
+SIPAKMED = ("superficial_intermediate", "parabasal", "metaplastic", "koilocytotic", "dyskeratotic")
 
 
 def herlev_class(folder: str) -> str | None:
@@ -256,6 +284,13 @@ def herlev_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     """(source, class) of a file: the nearest of its folders that names a class."""
     names = map(herlev_class, reversed(folders))
     return "herlev", next(filter(None, names), None)
+
+
+def sipakmed_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
+    """(source, class) of a file: the nearest of its folders that names a class, be it
+    ``im_Parabasal``, ``Parabasal_flat`` or ``Parabasal``."""
+    plain = [re.sub(r"^im_|_flat$", "", name.lower()).replace("-", "_") for name in folders]
+    return "sipakmed", next((name for name in reversed(plain) if name in SIPAKMED), None)
 
 
 def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
@@ -281,6 +316,7 @@ CELLS = Dataset(
     citation="Jantzen, Norup, Dounias, Bjerregaard: Pap-smear benchmark data, NiSIS 2005",
     terms="no licence is shown: cite the paper, do not redistribute",
     labels=HERLEV,
+    abnormal=ABNORMAL,
     name_group=lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else "",  # the slide
     masks=True,
     published=dict(zip(HERLEV, (74, 70, 98, 182, 146, 197, 150))),
@@ -300,8 +336,27 @@ PHOTOGRAPHS = Dataset(
     published={"train": 1481, "additional": 6734, "test": 512},  # the competition's data page
     published_by="source",
 )
+ELSEWHERE = Dataset(
+    name="sipakmed",
+    title="SIPaKMeD cells",
+    noun="cells",
+    folders=("sipakmed", "cervical-cancer-largest-dataset-sipakmed"),
+    classes=SIPAKMED,
+    place=sipakmed_place,
+    example="im_Parabasal/im_Parabasal/CROPPED/001_02.bmp",
+    show_key="show_cells",
+    citation="Plissiti et al.: SIPaKMeD, IEEE International Conference on Image Processing 2018",
+    terms="free for research: cite the paper, do not redistribute",
+    abnormal=SIPAKMED[3:],
+    name_group=lambda stem: stem.split("_")[0],  # the cluster that the cell was cut from
+    by_class=True,
+    stems=r"\d+_\d+",
+    masks=True,
+    published=dict(zip(SIPAKMED, (831, 787, 793, 825, 813))),
+)
 register(CELLS)
 register(PHOTOGRAPHS)
+register(ELSEWHERE)
 for _module in re.findall(r"[\w.]+", os.environ.get("CERVIX_PLUGINS", "")):
     try:
         importlib.import_module(_module)
