@@ -145,20 +145,38 @@ def test_a_class_without_numbers_or_without_a_folder_is_named(sipakmed):
     folder = root / "im_Koilocytotic"
     for k, file in enumerate(sorted(folder.rglob("*.bmp"))):
         file.rename(file.with_name(f"cell{k}.bmp"))
-    with pytest.raises(datasets.DataError, match=r"no image of class 'koilocytotic'.*not named"):
+    with pytest.raises(datasets.DataError, match=r"class 'koilocytotic' is missing.*not named"):
         read(root)
     shutil.rmtree(folder)
-    with pytest.raises(datasets.DataError, match="no image of class 'koilocytotic'"):
+    with pytest.raises(datasets.DataError, match="class 'koilocytotic' is missing"):
         read(root)
 
 
-@pytest.mark.parametrize("task", ["sipakmed", "herlev"])
-def test_two_collections_in_one_folder_are_refused(sipakmed, write_image, task):
+@pytest.mark.parametrize(
+    ("task", "number", "other"), [("sipakmed", 7, "Herlev cells"), ("herlev", 15, "SIPaKMeD cells")]
+)
+def test_two_collections_in_one_folder_are_told_apart(sipakmed, write_image, task, number, other):
     root = sipakmed()
     for seed, name in enumerate(datasets.get("herlev").originals):
         write_image(root / name / f"1-1-00{seed}.BMP", 500 + seed)
-    with pytest.raises(datasets.DataError, match="too: give each collection a folder of its own"):
-        datasets.read(root, datasets.get(task))
+    table, exclusions = datasets.read(root, datasets.get(task))
+    assert len(table) == 22 - number and len(exclusions) == number
+    words = f"unknown class.*of {other}: give each collection a folder of its own"
+    assert exclusions["reason"].str.contains(words).all()
+
+
+def test_the_same_images_as_normal_or_abnormal(tiny_demo):
+    kinds = datasets.load(str(tiny_demo), "sipakmed")[0].set_index("id")
+    both = datasets.load(str(tiny_demo), "sipakmed_abnormal")[0].set_index("id")
+    assert list(kinds.index) == list(both.index) and (kinds["sha256"] == both["sha256"]).all()
+    seen = dict(zip(kinds["label"], both["label"]))
+    assert [seen[name] for name in CLASSES] == ["normal"] * 3 + ["abnormal"] * 2
+    assert dict(zip(both["label"], both["severity"])) == {"normal": 1, "abnormal": 2}
+    cells = datasets.load(str(tiny_demo), "herlev_abnormal")[0]
+    assert (cells.groupby("original")["label"].first() == "normal").sum() == 3
+    for task in ("colposcopy_abnormal", "toy_abnormal", "_abnormal"):
+        with pytest.raises(datasets.DataError, match=f"unknown data set '{task}'"):
+            datasets.get(task)
 
 
 def test_a_data_root_without_it_says_what_is_missing(tmp_path, tiny_demo):

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -49,6 +49,7 @@ class Dataset:
     ordered: bool = False  # whether classes are grades of severity 1..k, the first one normal
     labels: Mapping[str, str] = field(default_factory=dict)  # class of a folder -> its label
     abnormal: tuple[str, ...] = ()  # classes that are illness; none where that is not asked
+    benign: tuple[str, ...] = ()  # neither that nor quite normal: counted both ways
     name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
     by_class: bool = False  # whether name groups are numbered anew in each class
     stems: str = ".*"  # expression that the names of its images match, without suffix
@@ -80,10 +81,20 @@ def register(dataset: Dataset) -> None:
 
 
 def get(task: str) -> Dataset:
-    """The data set of a task; DataError where there is none of that name."""
-    if task not in DATASETS:
+    """The data set of a task; DataError where there is none of that name.
+
+    ``<name>_abnormal``: the same images, labelled normal or abnormal (grades 1 and 2).
+    """
+    found = DATASETS.get(name := task.removesuffix("_abnormal"))
+    if found is None or not (name == task or found.abnormal):
         raise DataError(f"unknown data set '{task}': known are {', '.join(DATASETS)}")
-    return DATASETS[task]
+    if name == task:
+        return found
+    kinds = {kind: found.labels.get(kind, kind) in found.abnormal for kind in found.originals}
+    two = {"classes": ("normal", "abnormal"), "ordered": True, "abnormal": ("abnormal",)}
+    two["labels"] = {kind: two["classes"][ill] for kind, ill in kinds.items()}
+    words = {"name": task, "title": f"{found.title}, normal or abnormal"}
+    return replace(found, **words, **two, place=lambda folders: (task, found.place(folders)[1]))
 
 
 def _files(root: Path) -> list[Path]:
@@ -117,7 +128,7 @@ def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Path, str]]:
     """Rows of images; masks by class and stem; reasons of the files that are neither."""
-    rows, masks, reasons, unknown = [], {}, {}, []
+    rows, masks, reasons = [], {}, {}
     grades = {name: grade for grade, name in enumerate(dataset.classes, 1) if dataset.ordered}
     for file in _files(root):
         folders = file.relative_to(root).parts[:-1]
@@ -129,9 +140,7 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
             if masks.setdefault((original, name[1]), file) != file:
                 reasons[file] = "second mask of the same image"
         elif original is None:
-            unknown.append(file)
-            classes = ", ".join(dataset.originals)
-            reasons[file] = f"unknown class: no folder of its path names one of {classes}"
+            reasons[file] = _unknown(folders, dataset)
         elif not re.fullmatch(dataset.stems, file.stem):
             outline = "an outline that is no mask by itself (NAME_nuc.dat and NAME_cyt.dat are)"
             unlike = f"not named like its images: {dataset.example} is expected"
@@ -144,19 +153,16 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
             group = dataset.name_group(file.stem)
             group = f"{original}/{group}" if group and dataset.by_class else group
             rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
-    _refuse_mixed(root, unknown)
     rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
     return rows, masks, reasons
 
 
-def _refuse_mixed(root: Path, unknown: list[Path]) -> None:
-    """Raise DataError where files of ``unknown`` class are of several classes of another set."""
-    places = {file.relative_to(root).parts[:-1] for file in unknown}
-    for other in DATASETS.values():
-        known = {other.place(folders)[1] for folders in places} & {*other.originals}
-        if len(known) > 1:
-            found = f"classes of {other.title} ({', '.join(sorted(known))})"
-            raise DataError(f"{root} holds {found} too: give each collection a folder of its own")
+def _unknown(folders: tuple[str, ...], dataset: Dataset) -> str:
+    """Why a file is of no class; whether its folders name a class of another collection."""
+    names = ", ".join(dataset.originals)
+    mixed = [one.title for one in DATASETS.values() if one.place(folders)[1] in one.originals]
+    hint = f"; of {mixed[0]}: give each collection a folder of its own" if mixed else ""
+    return f"unknown class: no folder of its path names one of {names}{hint}"
 
 
 def _refuse_twins(rows: list[dict], root: Path, reasons: dict[Path, str]) -> None:
@@ -197,11 +203,10 @@ def _refuse_broken(root: Path, dataset: Dataset, table, reasons: pd.Series, seen
     if table.empty:
         count = f"no usable image among {len(reasons)} files {why}"
         raise DataError(f"{root}: {count}; expected files such as {dataset.example} (see README)")
-    for name in sorted(seen - set(table["original"]) - {""}):
-        raise DataError(f"{root}: every image of class '{name}' is unusable {why}: unpack again")
-    published = dataset.published if dataset.published_by == "original" else ()
-    if lacking := [name for name in published if name not in set(table["original"])]:
-        raise DataError(f"{root}: no image of class '{lacking[0]}' {why}: is the copy complete?")
+    counted = dataset.published if dataset.published_by == "original" else ()
+    for name in sorted({*seen, *counted} - {*table["original"], ""}):
+        words = "is unusable" if name in seen else "is missing"
+        raise DataError(f"{root}: every image of class '{name}' {words} {why}: unpack again")
 
 
 def find(data_root: str, task: str, seed: int = 0) -> Path:
@@ -348,15 +353,15 @@ ELSEWHERE = Dataset(
     citation="Plissiti et al.: SIPaKMeD, IEEE International Conference on Image Processing 2018",
     terms="free for research: cite the paper, do not redistribute",
     abnormal=SIPAKMED[3:],
+    benign=SIPAKMED[2:3],
     name_group=lambda stem: stem.split("_")[0],  # the cluster that the cell was cut from
     by_class=True,
     stems=r"\d+_\d+",
     masks=True,
     published=dict(zip(SIPAKMED, (831, 787, 793, 825, 813))),
 )
-register(CELLS)
-register(PHOTOGRAPHS)
-register(ELSEWHERE)
+for _dataset in (CELLS, PHOTOGRAPHS, ELSEWHERE):
+    register(_dataset)
 for _module in re.findall(r"[\w.]+", os.environ.get("CERVIX_PLUGINS", "")):
     try:
         importlib.import_module(_module)

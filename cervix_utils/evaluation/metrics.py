@@ -297,9 +297,13 @@ def in_order(values: Array, others: Array) -> Array:
 
 def auc(positive: Array, score: Array, weights: Array) -> Array:
     """Area under the ROC curve: share of (positive, negative) pairs in order, ties half."""
-    up, down = weights[:, positive], weights[:, ~positive]
-    pairs = up @ in_order(score[positive], score[~positive])
-    return ratio(np.einsum("bi,bi->b", pairs, down), up.sum(axis=1) * down.sum(axis=1))
+    up, down, order = weights[:, positive], weights[:, ~positive], np.argsort(score[~positive])
+    below = np.pad(down[:, order].cumsum(axis=1), ((0, 0), (1, 0)))  # weight of the lowest k
+    places = [
+        np.searchsorted(score[~positive][order], score[positive], s) for s in ("left", "right")
+    ]
+    pairs = sum(np.einsum("bi,bi->b", up, below[:, place]) for place in places) / 2
+    return ratio(pairs, up.sum(axis=1) * down.sum(axis=1))
 
 
 def tau_b(true: Array, score: Array, weights: Array) -> Array:

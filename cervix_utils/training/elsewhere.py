@@ -1,100 +1,79 @@
 """Trained networks on another hospital's cells: as they are, and made like those of training."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from scipy.special import expit
 
-from cervix_utils.data import datasets, splits, squares, tables
+from cervix_utils.data import datasets, images, splits, tables
 from cervix_utils.training import fitting, learners, runs
+from cervix_utils.training.recipes import Recipe
+from cervix_utils.training.runs import Run
 
-AS_THEY_ARE = "as they are"
-# name -> whether colours, and whether sizes, are made like those of the cells of training
-CONTROLS = {AS_THEY_ARE: (False, False), "colours matched": (True, False)}
-CONTROLS |= {"size matched": (False, True), "both matched": (True, True)}
-BLOCK, SAMPLE = 256, 500  # pictures changed at a time; pictures that typical colours are taken from
-KEYS = [*runs.FRAME, "elsewhere", "control"]  # of the table of ``predict``, before ``tables.NAMES``
-
-
-def colours(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread (n, 3, 1, 1) of the channels of each picture (n, 3, s, s)."""
-    spread, mean = torch.std_mean(pictures, dim=(2, 3), keepdim=True)
-    return mean, spread
+# end of a pipeline's name -> whether colours, and whether sizes, are made like those of training
+CONTROLS = {"": (False, False), "_colours_matched": (True, False)}
+CONTROLS |= {"_size_matched": (False, True), "_both_matched": (True, True)}
+SAMPLE = 500  # images that the colours of a collection are taken from
 
 
-def matched(pictures, like: tuple[Tensor, Tensor] | None, zoom: float) -> np.ndarray:
-    """``pictures``, uint8 (n, 3, s, s), ``zoom`` times as large about their middle, and with the
-    mean and spread ``like`` (3, 1, 1) in each channel (Reinhard et al. 2001, here in RGB)."""
-    seen, frame = [], torch.eye(2, 3) / zoom
-    for rows in np.split(np.arange(len(pictures)), range(BLOCK, len(pictures), BLOCK)):
-        block = torch.from_numpy(pictures[rows]).float()
-        if zoom != 1:  # what lies beyond a picture has the colour of its border
-            grid = F.affine_grid(frame.expand(len(rows), 2, 3), list(block.shape), False)
-            block = F.grid_sample(block, grid, padding_mode="border", align_corners=False)
-        if like is not None:
-            mean, spread = colours(block)
-            block = (block - mean) / spread.clamp(min=1) * like[1] + like[0]
-        seen.append(block.round().clamp(0, 255).byte().numpy())
-    return np.concatenate(seen)
+def pictures(cells: pd.DataFrame, home: pd.DataFrame, recipe: Recipe, control: str) -> np.ndarray:
+    """Squares of ``cells`` as a network of ``home`` is shown them, uint8 (n, 3, s, s).
 
-
-def pictures(
-    cells: pd.DataFrame, home: pd.DataFrame, size: int, window: int, control: str
-) -> np.ndarray:
-    """Squares of ``cells`` (see ``squares``) under one of CONTROLS, uint8 (n, 3, s, s).
-
-    Colours: every picture gets the mean and spread that a picture of ``home`` has on average.
-    Sizes: where a network sees whole images, the median cell of both gets the same magnification.
+    Sizes: where it sees whole images, the middle of each, so large that the median image of
+    both has the same magnification. Colours: each channel gets the mean and spread over all
+    ``cells`` that it has over all of ``home`` (Reinhard et al. 2001, here in RGB).
     """
-    like, zoom, (by_colour, by_size) = None, 1.0, CONTROLS[control]
+    (by_colour, by_size), windows = CONTROLS[control], repeat(recipe.window)
+    if by_size and not recipe.window:
+        there, here = (table[["width", "height"]].max(axis=1) for table in (cells, home))
+        windows = (there * here.median() / there.median()).round().astype(int)
+    seen = np.stack([*map(images.square, cells["path"], repeat(recipe.image_size), windows)])
     if by_colour:
-        some = home.sample(min(SAMPLE, len(home)), random_state=0)
-        known = squares.open_squares(some, size, window)[np.arange(len(some))]
-        like = [values.mean(dim=0) for values in colours(torch.from_numpy(known).float())]
-    if by_size and not window:
-        there, here = (table[["width", "height"]].max(axis=1).median() for table in (cells, home))
-        zoom = there / here
-    return matched(squares.open_squares(cells, size, window), like, zoom)
+        some = home["path"].sample(min(SAMPLE, len(home)), random_state=0)
+        known = images.squares(some, recipe.image_size, recipe.window)
+        for old, new in zip(np.moveaxis(seen, 3, 0), known.swapaxes(0, 1)):  # channel by channel
+            values = (np.arange(256) - old.mean()) * new.std() / old.std() + new.mean()
+            old[:] = values.round().clip(0, 255).astype(np.uint8)[old]
+    return seen.transpose(0, 3, 1, 2)
 
 
 def predict(
-    finished: Iterable[runs.Run],
-    there: str,
-    data_root: str = "",
-    seed: int = 0,
-    device: str = "auto",
-    controls: Iterable[str] = CONTROLS,
+    finished: Sequence[Run], there: str, data_root: str, seed=0, device="auto", controls=CONTROLS
 ) -> pd.DataFrame:
-    """What networks of one data set say of every image of another one, ``there``.
+    """Normal or abnormal: what networks of one data set say of every image of another, ``there``.
 
-    ``data_root``, ``seed``: see ``datasets.load``. Returns KEYS (``task``: of training;
-    ``elsewhere``: of the images), id, group, part (test), label (a class of ``there``), p_<class of
-    training>..., score (where those are grades). Test images are averaged over as many views as a
-    run's recipe says.
+    All of one task, image size and window. ``data_root``, ``seed``: see ``datasets.load``. Returns
+    ``runs.FRAME`` (``task``: ``<there>_abnormal``; ``pipeline``: with the name of the control) and
+    the columns of ``tables``; all rows are of the part ``test``. A pipeline with probabilities
+    of grades stands there twice: by the sum of those of the abnormal classes, and, its name ending
+    in ``_by_score``, by its score, as every regression does (then 1.5 + a stands as 1 + expit(a)).
     """
-    finished, told = list(finished), []
-    device, recipe = learners.pick_device(device), runs.recipe_of(finished[0])
-    home, cells = (datasets.load(data_root, task, seed)[0] for task in (recipe.task, there))
-    cells = splits.with_groups(cells, recipe.phash_distance).assign(part="test", elsewhere=there)
-    frames = [(run.recipe["image_size"], run.recipe["window"]) for run in finished]
-    for frame in sorted(set(frames)):
-        for control in controls:
-            seen = pictures(cells, home, *frame, control)
-            rows = cells.assign(control=control)
-            told += [
-                _answers(r, rows, seen, device) for r, f in zip(finished, frames) if f == frame
-            ]
-    return pd.concat(told, ignore_index=True)
+    recipe, task, made = runs.recipe_of(finished[0]), f"{there}_abnormal", []
+    home, cells = (datasets.load(data_root, name, seed)[0] for name in (recipe.task, task))
+    rows = splits.with_groups(cells, recipe.phash_distance).assign(part="test", task=task)
+    for control in controls:
+        seen = pictures(cells, home, recipe, control)
+        for run in finished:
+            keys = {name: run.recipe[name] for name in ("protocol", "fold")}
+            for kind, values in answers(run, seen, learners.pick_device(device)).items():
+                keys |= {"pipeline": run.recipe["pipeline"] + kind + control}
+                told = tables.as_predictions(rows, values, task)
+                told = told.assign(task=task, run=run.folder.name, **keys)
+                made.append(told[[*runs.FRAME, *tables.columns(task)]])
+    return pd.concat(made, ignore_index=True)
 
 
-def _answers(run: runs.Run, cells: pd.DataFrame, seen: np.ndarray, device: str) -> pd.DataFrame:
-    """KEYS and the table of predictions of one run."""
-    recipe, model = runs.recipe_of(run), runs.load_model(run, device)
-    values = fitting.probabilities(model, seen, recipe, recipe.test_flips)
-    keys = {name: run.recipe[name] for name in runs.FRAME[:-1]} | {"run": run.folder.name}
-    print(f"{run.name}  has seen {len(cells)} images from elsewhere", flush=True)
-    rows = cells.reset_index(drop=True).assign(**keys)
-    return pd.concat([rows[KEYS], tables.as_predictions(rows, values, recipe.task)], axis=1)
+def answers(run: Run, seen: np.ndarray, device: str) -> dict[str, np.ndarray]:
+    """End of a pipeline's name -> probabilities (n, 2) of normal and abnormal, or scores (n, 1)."""
+    recipe, dataset = runs.recipe_of(run), datasets.get(run.recipe["task"])
+    p = fitting.probabilities(runs.load_model(run, device), seen, recipe, recipe.test_flips)
+    print(f"{run.name}  has seen {len(seen)} images from elsewhere", flush=True)
+    score = p @ np.arange(1, p.shape[1] + 1)
+    by_score = 1 + expit(score - 1.5)[:, None]
+    if p.shape[1] == 1:
+        return {"": by_score}
+    sick = p[:, np.isin(dataset.classes, dataset.abnormal)].sum(axis=1).clip(0, 1)
+    both = {"": np.column_stack([1 - sick, sick])}
+    return both | {"_by_score": by_score} if dataset.ordered else both
