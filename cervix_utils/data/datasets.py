@@ -1,7 +1,8 @@
 """Folders of images -> a table of the images, and one of the files not used, with reasons.
 
-Every data set is an entry of DATASETS. A further one is a module that calls ``register``, named in
-the environment variable CERVIX_PLUGINS (modules separated by commas): nothing here changes.
+Every data set is an entry of DATASETS; the facts of those that come along are in datasets.yaml. A
+further one is a module that calls ``register``, named in the environment variable CERVIX_PLUGINS
+(modules separated by commas): nothing here changes.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from cervix_utils import paths
 from cervix_utils.data import demo, images
@@ -85,16 +87,15 @@ def get(task: str) -> Dataset:
 
     ``<name>_abnormal``: the same images, labelled normal or abnormal (grades 1 and 2).
     """
-    found = DATASETS.get(name := task.removesuffix("_abnormal"))
+    found, two = DATASETS.get(name := task.removesuffix("_abnormal")), ("normal", "abnormal")
     if found is None or not (name == task or found.abnormal):
         raise DataError(f"unknown data set '{task}': known are {', '.join(DATASETS)}")
     if name == task:
         return found
-    kinds = {kind: found.labels.get(kind, kind) in found.abnormal for kind in found.originals}
-    two = {"classes": ("normal", "abnormal"), "ordered": True, "abnormal": ("abnormal",)}
-    two["labels"] = {kind: two["classes"][ill] for kind, ill in kinds.items()}
-    words = {"name": task, "title": f"{found.title}, normal or abnormal"}
-    return replace(found, **words, **two, place=lambda folders: (task, found.place(folders)[1]))
+    sick = {kind: found.labels.get(kind, kind) in found.abnormal for kind in found.originals}
+    words = {"title": f"{found.title}, normal or abnormal", "abnormal": two[1:], "ordered": True}
+    labels = {kind: two[ill] for kind, ill in sick.items()}
+    return replace(found, classes=two, labels=labels, **words)
 
 
 def _files(root: Path) -> list[Path]:
@@ -269,12 +270,7 @@ def fingerprint(table: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-NORMAL = ("normal_superficiel", "normal_intermediate", "normal_columnar")
-ABNORMAL = ("light_dysplastic", "moderate_dysplastic", "severe_dysplastic", "carcinoma_in_situ")
-# folders (Herlev's own spelling) -> labels, severity 1..5 (paper H, section 3.1)
-HERLEV = dict.fromkeys(NORMAL, "normal") | {name: name for name in ABNORMAL}
-# Plissiti et al. 2018, Table 1: two kinds of normal cells, a benign one, two of abnormal ones
-SIPAKMED = ("superficial_intermediate", "parabasal", "metaplastic", "koilocytotic", "dyskeratotic")
+FACTS = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text())
 
 
 def herlev_class(folder: str) -> str | None:
@@ -282,7 +278,7 @@ def herlev_class(folder: str) -> str | None:
     case, or in English spelling."""
     plain = re.sub(r"^\d+[\s_.-]*", "", folder.strip().lower())
     plain = re.sub(r"[\s-]+", "_", plain).replace("superficial", "superficiel")
-    return plain if plain in HERLEV else None
+    return plain if plain in FACTS["herlev"]["labels"] else None
 
 
 def herlev_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
@@ -294,8 +290,9 @@ def herlev_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
 def sipakmed_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     """(source, class) of a file: the nearest of its folders that names a class, be it
     ``im_Parabasal``, ``Parabasal_flat`` or ``Parabasal``."""
+    known = FACTS["sipakmed"]["classes"]
     plain = [re.sub(r"^im_|_flat$", "", name.lower()).replace("-", "_") for name in folders]
-    return "sipakmed", next((name for name in reversed(plain) if name in SIPAKMED), None)
+    return "sipakmed", next((name for name in reversed(plain) if name in known), None)
 
 
 def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
@@ -308,60 +305,14 @@ def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     return source, "" if source == "test" else label
 
 
-CELLS = Dataset(
-    name="herlev",
-    title="Herlev cells",
-    noun="cells",
-    folders=("herlev", "smear2005"),
-    classes=tuple(dict.fromkeys(HERLEV.values())),
-    ordered=True,
-    place=herlev_place,
-    example="normal_superficiel/NAME.BMP",
-    show_key="show_cells",
-    citation="Jantzen, Norup, Dounias, Bjerregaard: Pap-smear benchmark data, NiSIS 2005",
-    terms="no licence is shown: cite the paper, do not redistribute",
-    labels=HERLEV,
-    abnormal=ABNORMAL,
-    name_group=lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else "",  # the slide
-    masks=True,
-    published=dict(zip(HERLEV, (74, 70, 98, 182, 146, 197, 150))),
-)
-PHOTOGRAPHS = Dataset(
-    name="colposcopy",
-    title="MobileODT photographs",
-    noun="photographs",
-    folders=("mobileodt", "intel-mobileodt-cervical-cancer-screening"),
-    classes=("Type_1", "Type_2", "Type_3"),
-    place=colposcopy_place,
-    example="train/Type_1/N.jpg",
-    show_key="show_photographs",
-    citation="Intel & MobileODT Cervical Cancer Screening, Kaggle 2017",
-    terms="competition rules: do not redistribute; genital images",
-    test_fraction=0.3,  # paper C, Table 1
-    published={"train": 1481, "additional": 6734, "test": 512},  # the competition's data page
-    published_by="source",
-)
-ELSEWHERE = Dataset(
-    name="sipakmed",
-    title="SIPaKMeD cells",
-    noun="cells",
-    folders=("sipakmed", "cervical-cancer-largest-dataset-sipakmed"),
-    classes=SIPAKMED,
-    place=sipakmed_place,
-    example="im_Parabasal/im_Parabasal/CROPPED/001_02.bmp",
-    show_key="show_cells",
-    citation="Plissiti et al.: SIPaKMeD, IEEE International Conference on Image Processing 2018",
-    terms="free for research: cite the paper, do not redistribute",
-    abnormal=SIPAKMED[3:],
-    benign=SIPAKMED[2:3],
-    name_group=lambda stem: stem.split("_")[0],  # the cluster that the cell was cut from
-    by_class=True,
-    stems=r"\d+_\d+",
-    masks=True,
-    published=dict(zip(SIPAKMED, (831, 787, 793, 825, 813))),
-)
-for _dataset in (CELLS, PHOTOGRAPHS, ELSEWHERE):
-    register(_dataset)
+OWN = {  # what each makes of folders, and of names
+    "herlev": (herlev_place, lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else ""),
+    "colposcopy": (colposcopy_place, lambda stem: ""),
+    "sipakmed": (sipakmed_place, lambda stem: stem.split("_")[0]),
+}
+for _name, (_place, _group) in OWN.items():
+    _facts = {k: tuple(v) if isinstance(v, list) else v for k, v in FACTS[_name].items()}
+    register(Dataset(name=_name, place=_place, name_group=_group, **_facts))
 for _module in re.findall(r"[\w.]+", os.environ.get("CERVIX_PLUGINS", "")):
     try:
         importlib.import_module(_module)

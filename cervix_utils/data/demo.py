@@ -25,10 +25,8 @@ CELLS = {
     "severe_dysplastic": (68, 0.32, 0.82, 0.07),
     "carcinoma_in_situ": (60, 0.42, 0.92, 0.085),
 }
-# the other hospital's folders: which class above its cells look like, more or less
-LOOKS = [name for name in CELLS if name not in ("normal_superficiel", "carcinoma_in_situ")]
-NAMES = "Superficial-Intermediate", "Parabasal", "Metaplastic", "Koilocytotic", "Dyskeratotic"
-ELSEWHERE = dict(zip(NAMES, LOOKS))
+# the other hospital's folders, whose cells look like those of CELLS but the first and the last
+FOLDERS = "Superficial-Intermediate", "Parabasal", "Metaplastic", "Koilocytotic", "Dyskeratotic"
 # 0 seam, 1 other, 2 nucleus, 3 cytoplasm, 4 background
 MASK_PALETTE = bytes.fromhex("000000 808080 0000ff 000080 ff0000").ljust(768, b"\0")
 JUNCTIONS = {1: (0.42, 0.65), 2: (0.2, 0.32), 3: (0.05, 0.08)}  # by type, over the cervix's radius
@@ -144,11 +142,11 @@ def _write_sipakmed(root: Path, seed: int, number: int) -> None:
     a picture of a whole cluster, which is no cell.
     """
     rng = np.random.default_rng([seed, 2])
-    for name, like in ELSEWHERE.items():
+    for name, like in zip(FOLDERS, list(CELLS)[1:-1]):
         folder = root / f"im_{name}/im_{name}/CROPPED"
         folder.mkdir(parents=True)
-        tints = np.array((206, 182, 158)) + rng.normal(0, 7, (number, 3))
-        drawn = [draw_cell(rng, like, tints[k // 3], 1.6)[0] for k in range(number - 1)]
+        tints = rng.normal((206, 182, 158), 7, (number, 3))
+        drawn = [draw_cell(rng, like, tint, 1.6)[0] for tint in tints[1:]]
         for k, image in enumerate([*drawn, drawn[0]]):
             _photograph(rng, image).save(folder / f"{k // 3 + 1:03d}_{k % 3 + 1:02d}.bmp")
         _photograph(rng, image).save(folder.with_name("001.bmp"))

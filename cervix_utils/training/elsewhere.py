@@ -12,10 +12,8 @@ from cervix_utils.training import fitting, learners, runs
 from cervix_utils.training.recipes import Recipe
 from cervix_utils.training.runs import Run
 
-# end of a pipeline's name -> whether colours, and whether sizes, are made like those of training
-CONTROLS = {"": (False, False), "_colours_matched": (True, False)}
-CONTROLS |= {"_size_matched": (False, True), "_both_matched": (True, True)}
-SAMPLE = 500  # images that the colours of a collection are taken from
+# ends of a pipeline's name: what of the pictures is made like those of training
+CONTROLS = "", "_colours_matched", "_size_matched", "_colours_and_size_matched"
 
 
 def pictures(cells: pd.DataFrame, home: pd.DataFrame, recipe: Recipe, control: str) -> np.ndarray:
@@ -25,14 +23,13 @@ def pictures(cells: pd.DataFrame, home: pd.DataFrame, recipe: Recipe, control: s
     both has the same magnification. Colours: each channel gets the mean and spread over all
     ``cells`` that it has over all of ``home`` (Reinhard et al. 2001, here in RGB).
     """
-    (by_colour, by_size), windows = CONTROLS[control], repeat(recipe.window)
-    if by_size and not recipe.window:
+    windows = repeat(recipe.window)
+    if "size" in control and not recipe.window:
         there, here = (table[["width", "height"]].max(axis=1) for table in (cells, home))
         windows = (there * here.median() / there.median()).round().astype(int)
     seen = np.stack([*map(images.square, cells["path"], repeat(recipe.image_size), windows)])
-    if by_colour:
-        some = home["path"].sample(min(SAMPLE, len(home)), random_state=0)
-        known = images.squares(some, recipe.image_size, recipe.window)
+    if "colours" in control:
+        known = images.squares(home["path"], recipe.image_size, recipe.window)
         for old, new in zip(np.moveaxis(seen, 3, 0), known.swapaxes(0, 1)):  # channel by channel
             values = (np.arange(256) - old.mean()) * new.std() / old.std() + new.mean()
             old[:] = values.round().clip(0, 255).astype(np.uint8)[old]
@@ -70,10 +67,10 @@ def answers(run: Run, seen: np.ndarray, device: str) -> dict[str, np.ndarray]:
     recipe, dataset = runs.recipe_of(run), datasets.get(run.recipe["task"])
     p = fitting.probabilities(runs.load_model(run, device), seen, recipe, recipe.test_flips)
     print(f"{run.name}  has seen {len(seen)} images from elsewhere", flush=True)
-    score = p @ np.arange(1, p.shape[1] + 1)
-    by_score = 1 + expit(score - 1.5)[:, None]
-    if p.shape[1] == 1:
-        return {"": by_score}
-    sick = p[:, np.isin(dataset.classes, dataset.abnormal)].sum(axis=1).clip(0, 1)
-    both = {"": np.column_stack([1 - sick, sick])}
-    return both | {"_by_score": by_score} if dataset.ordered else both
+    told, k = {}, p.shape[1]
+    if k > 1:
+        sick = p[:, np.isin(dataset.classes, dataset.abnormal)].sum(axis=1).clip(0, 1)
+        told[""] = np.column_stack([1 - sick, sick])
+    if dataset.ordered:
+        told["_by_score" if k > 1 else ""] = 1 + expit(p @ np.arange(1, k + 1) - 1.5)[:, None]
+    return told
