@@ -9,27 +9,28 @@ from scipy.special import expit
 
 from cervix_utils.data import datasets, images, splits, tables
 from cervix_utils.training import fitting, learners, runs
-from cervix_utils.training.recipes import Recipe
 from cervix_utils.training.runs import Run
 
 # ends of a pipeline's name: what of the pictures is made like those of training
 CONTROLS = "", "_colours_matched", "_size_matched", "_colours_and_size_matched"
 
 
-def pictures(cells: pd.DataFrame, home: pd.DataFrame, recipe: Recipe, control: str) -> np.ndarray:
+def pictures(
+    cells: pd.DataFrame, home: pd.DataFrame, size: int, window: int, control: str
+) -> np.ndarray:
     """Squares of ``cells`` as a network of ``home`` is shown them, uint8 (n, 3, s, s).
 
     Sizes: where it sees whole images, the middle of each, so large that the median image of
     both has the same magnification. Colours: each channel gets the mean and spread over all
     ``cells`` that it has over all of ``home`` (Reinhard et al. 2001, here in RGB).
     """
-    windows = repeat(recipe.window)
-    if "size" in control and not recipe.window:
+    windows = repeat(window)
+    if "size" in control and not window:
         there, here = (table[["width", "height"]].max(axis=1) for table in (cells, home))
         windows = (there * here.median() / there.median()).round().astype(int)
-    seen = np.stack([*map(images.square, cells["path"], repeat(recipe.image_size), windows)])
+    seen = np.stack([*map(images.square, cells["path"], repeat(size), windows)])
     if "colours" in control:
-        known = images.squares(home["path"], recipe.image_size, recipe.window)
+        known = images.squares(home["path"], size, window)
         for old, new in zip(np.moveaxis(seen, 3, 0), known.swapaxes(0, 1)):  # channel by channel
             values = (np.arange(256) - old.mean()) * new.std() / old.std() + new.mean()
             old[:] = values.round().clip(0, 255).astype(np.uint8)[old]
@@ -41,24 +42,28 @@ def predict(
 ) -> pd.DataFrame:
     """Normal or abnormal: what networks of one data set say of every image of another, ``there``.
 
-    All of one task, image size and window. ``data_root``, ``seed``: see ``datasets.load``. Returns
+    ``finished``: runs of one task. ``data_root``, ``seed``: see ``datasets.load``. Returns
     ``runs.FRAME`` (``task``: ``<there>_abnormal``; ``pipeline``: with the name of the control) and
     the columns of ``tables``; all rows are of the part ``test``. A pipeline with probabilities
     of grades stands there twice: by the sum of those of the abnormal classes, and, its name ending
     in ``_by_score``, by its score, as every regression does (then 1.5 + a stands as 1 + expit(a)).
     """
-    recipe, task, made = runs.recipe_of(finished[0]), f"{there}_abnormal", []
-    home, cells = (datasets.load(data_root, name, seed)[0] for name in (recipe.task, task))
-    rows = splits.with_groups(cells, recipe.phash_distance).assign(part="test", task=task)
+    home, task, made = finished[0].recipe["task"], f"{there}_abnormal", []
+    home, cells = (datasets.load(data_root, name, seed)[0] for name in (home, task))
+    rows = splits.with_groups(cells, finished[0].recipe["phash_distance"])
+    rows = rows.assign(part="test", task=task)
     for control in controls:
-        seen = pictures(cells, home, recipe, control)
+        shown = {}  # pictures, by the image size and window of a network
         for run in finished:
-            keys = {name: run.recipe[name] for name in ("protocol", "fold")}
-            for kind, values in answers(run, seen, learners.pick_device(device)).items():
-                keys |= {"pipeline": run.recipe["pipeline"] + kind + control}
-                told = tables.as_predictions(rows, values, task)
-                told = told.assign(task=task, run=run.folder.name, **keys)
+            recipe = runs.recipe_of(run)
+            if (frame := (recipe.image_size, recipe.window)) not in shown:
+                shown[frame] = pictures(cells, home, *frame, control)
+            for kind, values in answers(run, shown[frame], learners.pick_device(device)).items():
+                told = tables.as_predictions(rows, values, task).assign(task=task)
+                told = told.assign(pipeline=recipe.pipeline + kind + control, fold=recipe.fold)
+                told = told.assign(protocol=recipe.protocol, run=run.folder.name)
                 made.append(told[[*runs.FRAME, *tables.columns(task)]])
+        print(f"{len(finished)} networks have seen {there}{control.replace('_', ' ')}", flush=True)
     return pd.concat(made, ignore_index=True)
 
 
@@ -66,7 +71,6 @@ def answers(run: Run, seen: np.ndarray, device: str) -> dict[str, np.ndarray]:
     """End of a pipeline's name -> probabilities (n, 2) of normal and abnormal, or scores (n, 1)."""
     recipe, dataset = runs.recipe_of(run), datasets.get(run.recipe["task"])
     p = fitting.probabilities(runs.load_model(run, device), seen, recipe, recipe.test_flips)
-    print(f"{run.name}  has seen {len(seen)} images from elsewhere", flush=True)
     told, k = {}, p.shape[1]
     if k > 1:
         sick = p[:, np.isin(dataset.classes, dataset.abnormal)].sum(axis=1).clip(0, 1)
