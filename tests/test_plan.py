@@ -65,7 +65,7 @@ def test_another_hospital_is_looked_at_where_the_data_root_holds_it(settings, ti
     assert planned["tasks"] == found["01_data_exploration"]["tasks"] == [*TASKS, "sipakmed"]
     for name in ("herlev", "mobileodt"):
         (tmp_path / name).symlink_to(tiny_demo / name)
-    for asked in ({"data_root": str(tmp_path)}, settings | {"elsewhere_task": ""}):
+    for asked in ({"data_root": str(tmp_path)}, settings | {"elsewhere_task": "none"}):
         planned, found = jobs.plan("demo", asked)
         assert jobs.ELSEWHERE not in found and planned["tasks"] == TASKS
     with pytest.raises(config.ConfigError, match="elsewhere_task: unknown data set 'sipakmd'"):

@@ -37,7 +37,7 @@ SMALL = [
     "colposcopy_architecture=resnet18",
     "colposcopy_epochs=1",
     "attribution_images=0",
-    "elsewhere_task=",
+    "elsewhere_task=none",
     "n_boot=50",
 ]
 

@@ -91,7 +91,7 @@ def _problems(settings: Mapping[str, Any]) -> list[str]:
             datasets.find(settings["data_root"], task, settings["seed"])
         except datasets.DataError as error:
             problems.append(str(error))
-    if settings["elsewhere_task"] not in ("", *datasets.DATASETS):
+    if settings["elsewhere_task"] not in ("none", *datasets.DATASETS):
         problems.append(f"elsewhere_task: unknown data set '{settings['elsewhere_task']}'")
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
     if wanted[0] == "grown" or wanted == ("none", "grown"):
