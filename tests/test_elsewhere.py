@@ -52,7 +52,7 @@ def told(kept, tiny_demo):
 def test_as_they_are_they_are_the_squares_of_training(collections):
     cells, home = collections
     for window in (0, 80):
-        shown = elsewhere.pictures(cells, home, 32, window, "")
+        shown = elsewhere.pictures(cells, home, "", 32, window)
         assert shown.dtype == np.uint8
         assert (shown == images.squares(cells["path"], 32, window)).all()
 
@@ -62,7 +62,7 @@ def test_matched_colours_have_the_mean_and_spread_of_home(collections, control):
     cells, home = collections
     before = images.squares(cells["path"], 32)
     aim = images.squares(home["path"], 32)
-    shown = elsewhere.pictures(cells, home, 32, 0, control)
+    shown = elsewhere.pictures(cells, home, control, 32, 0)
     for channel in range(3):
         old, new, given = (values[:, channel] for values in (before, aim, shown))
         assert abs(old.mean() - new.mean()) > 5  # the two hospitals do differ
@@ -79,17 +79,17 @@ def test_matched_sizes_show_the_middle_at_the_magnification_of_home(write_image,
     home = pd.DataFrame({"path": map(str, here), "width": 20, "height": 12})
     cells = pd.DataFrame({"path": [str(tmp_path / f"there{k}.png") for k in range(3)]})
     cells = cells.assign(width=[30, 40, 60], height=[30, 40, 60])
-    whole = elsewhere.pictures(cells, home, 40, 0, "")
-    middle = elsewhere.pictures(cells, home, 40, 0, "_size_matched")
+    whole = elsewhere.pictures(cells, home, "", 40, 0)
+    middle = elsewhere.pictures(cells, home, "_size_matched", 40, 0)
     assert (whole[1] == 255).mean() == pytest.approx(0.25)
     assert (middle[1] == 255).all() and (middle[:, :, 10:30, 10:30] == 255).all()
-    smaller = elsewhere.pictures(home, cells, 40, 0, "_size_matched")  # and the other way round
+    smaller = elsewhere.pictures(home, cells, "_size_matched", 40, 0)  # and the other way round
     edge = np.asarray(images.border_colour(images.open_image(here[0])))
     assert (smaller[0][:, 0, 0] == edge).all() and (smaller[0][:, -1, -1] == edge).all()
 
 
 def test_a_network_that_sees_one_magnification_anyway_is_shown_the_same(collections):
-    shown = [elsewhere.pictures(*collections, 32, 80, control) for control in ("", "_size_matched")]
+    shown = [elsewhere.pictures(*collections, control, 32, 80) for control in ("", "_size_matched")]
     assert (shown[0] == shown[1]).all()
 
 

@@ -96,14 +96,14 @@ def test_outlines_are_masks(outlined):
 @pytest.mark.parametrize(
     ("outlines", "words"),
     [
-        ({"nucleus": "4,3\n80,3\n8,6\n"}, "001_01_nuc.dat leaves its picture, 12x9"),
-        ({"cell": "-5,3\n8,3\n8,6\n"}, "001_01_cyt.dat leaves its picture, 12x9"),
-        ({"cell": "1,3\n8,3\n8,60\n"}, "001_01_cyt.dat leaves its picture, 12x9"),
+        ({"nucleus": "4,3\n80,3\n8,6\n"}, "001_01_nuc.dat leaves its 12x9 picture"),
+        ({"cell": "-5,3\n8,3\n8,6\n"}, "001_01_cyt.dat leaves its 12x9 picture"),
+        ({"cell": "1,3\n8,3\n8,60\n"}, "001_01_cyt.dat leaves its 12x9 picture"),
         ({"cell": None}, "001_01_cyt.dat is missing"),
         ({"nucleus": "4,3\n8,3\n"}, "or is none"),
         ({"nucleus": "4;3\n8;3\n"}, "001_01_nuc.dat is missing or no lines 'x,y'"),
         ({"nucleus": "1,2,3\n4,5,6\n7,8,9\n"}, "no lines 'x,y'"),
-        ({"nucleus": "nan,3\n8,3\n8,6\n"}, "001_01_nuc.dat leaves its picture"),
+        ({"nucleus": "nan,3\n8,3\n8,6\n"}, "001_01_nuc.dat leaves its 12x9 picture"),
     ],
 )
 def test_outlines_that_make_no_mask_are_left_out_and_say_why(outlined, outlines, words):

@@ -57,9 +57,7 @@ def outlined(file: Path) -> Image.Image:
             ) from None
         if len(corners) < 3 or not ((corners >= -1) & (corners <= mask.size)).all():
             size = f"{mask.width}x{mask.height}"
-            raise ValueError(
-                f"{file}: outline {outline.name} leaves its picture, {size}, or is none"
-            )
+            raise ValueError(f"{file}: outline {outline.name} leaves its {size} picture or is none")
         ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=index)
     return mask
 

@@ -1,6 +1,7 @@
 """Trained networks on another hospital's cells: as they are, and made like those of training."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 from itertools import repeat
 
 import numpy as np
@@ -11,13 +12,12 @@ from cervix_utils.data import datasets, images, splits, tables
 from cervix_utils.training import fitting, learners, runs
 from cervix_utils.training.runs import Run
 
+Frame = pd.DataFrame
 # ends of a pipeline's name: what of the pictures is made like those of training
 CONTROLS = "", "_colours_matched", "_size_matched", "_colours_and_size_matched"
 
 
-def pictures(
-    cells: pd.DataFrame, home: pd.DataFrame, size: int, window: int, control: str
-) -> np.ndarray:
+def pictures(cells: Frame, home: Frame, control: str, size: int, window: int) -> np.ndarray:
     """Squares of ``cells`` as a network of ``home`` is shown them, uint8 (n, 3, s, s).
 
     Sizes: where it sees whole images, the middle of each, so large that the median image of
@@ -39,7 +39,7 @@ def pictures(
 
 def predict(
     finished: Sequence[Run], there: str, data_root: str, seed=0, device="auto", controls=CONTROLS
-) -> pd.DataFrame:
+) -> Frame:
     """Normal or abnormal: what networks of one data set say of every image of another, ``there``.
 
     ``finished``: runs of one task. ``data_root``, ``seed``: see ``datasets.load``. Returns
@@ -53,18 +53,16 @@ def predict(
     rows = splits.with_groups(cells, finished[0].recipe["phash_distance"])
     rows = rows.assign(part="test", task=task)
     for control in controls:
-        shown = {}  # pictures, by the image size and window of a network
+        shown = cache(partial(pictures, cells, home, control))  # by the image size of a network
         for run in finished:
-            recipe = runs.recipe_of(run)
-            if (frame := (recipe.image_size, recipe.window)) not in shown:
-                shown[frame] = pictures(cells, home, *frame, control)
-            for kind, values in answers(run, shown[frame], learners.pick_device(device)).items():
-                told = tables.as_predictions(rows, values, task).assign(task=task)
-                told = told.assign(pipeline=recipe.pipeline + kind + control, fold=recipe.fold)
-                told = told.assign(protocol=recipe.protocol, run=run.folder.name)
-                made.append(told[[*runs.FRAME, *tables.columns(task)]])
+            recipe, device = runs.recipe_of(run), learners.pick_device(device)
+            seen = shown(recipe.image_size, recipe.window)
+            place = {"protocol": recipe.protocol, "fold": recipe.fold, "run": run.folder.name}
+            for kind, values in answers(run, seen, device).items():
+                place |= {"task": task, "pipeline": recipe.pipeline + kind + control}
+                made.append(tables.as_predictions(rows, values, task).assign(**place))
         print(f"{len(finished)} networks have seen {there}{control.replace('_', ' ')}", flush=True)
-    return pd.concat(made, ignore_index=True)
+    return pd.concat(made, ignore_index=True)[[*runs.FRAME, *tables.columns(task)]]
 
 
 def answers(run: Run, seen: np.ndarray, device: str) -> dict[str, np.ndarray]:
