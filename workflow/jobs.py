@@ -38,8 +38,8 @@ def plan(
     problems += dict.fromkeys(wrong + _problems(settings))  # each once
     config.refuse(problems, f"{name}.yaml with SET" if overrides else f"{name}.yaml")
     settings["report_name"] = name
-    if _there(settings):
-        settings["tasks"] = [*dict.fromkeys([*settings["tasks"], settings["elsewhere_task"]])]
+    there = [] if _unfound(settings, settings["elsewhere_task"]) else [settings["elsewhere_task"]]
+    settings["tasks"] = [*dict.fromkeys([*settings["tasks"], *there])]
     jobs: dict[str, dict[str, Any]] = {"01_data_exploration": {}}
     places = {}
     for notebook, prefix in BY_FOLD.items():
@@ -55,8 +55,8 @@ def plan(
         COMPARE: {"page_names": list(places.values())},
         CALIBRATE: {"page_names": list(places.values())},
     }
-    if _there(settings):
-        cells = [page for page in places.values() if page.startswith(settings["herlev_task"] + "-")]
+    cells = [page for page in places.values() if page.startswith(f"{settings['herlev_task']}-")]
+    if there:
         jobs[ELSEWHERE] = {"page_names": cells}
     complete = {}
     for page, values in sorted(jobs.items()):
@@ -65,12 +65,13 @@ def plan(
     return settings, complete
 
 
-def _there(settings: Mapping[str, Any]) -> bool:
-    """Whether the data root holds another hospital's cells."""
+def _unfound(settings: Mapping[str, Any], task: str) -> str:
+    """Why a data set cannot be read; empty where it can."""
     try:
-        return bool(datasets.find(*(settings[k] for k in ("data_root", "elsewhere_task", "seed"))))
-    except datasets.DataError:
-        return False
+        datasets.find(settings["data_root"], task, settings["seed"])
+    except datasets.DataError as error:
+        return str(error)
+    return ""
 
 
 def _explained(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +86,8 @@ def _explained(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _problems(settings: Mapping[str, Any]) -> list[str]:
     """What would fail later, one sentence each."""
-    problems = []
-    for task in (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"]):
-        try:
-            datasets.find(settings["data_root"], task, settings["seed"])
-        except datasets.DataError as error:
-            problems.append(str(error))
+    tasks = (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"])
+    problems = [text for task in tasks if (text := _unfound(settings, task))]
     if settings["elsewhere_task"] not in ("none", *datasets.DATASETS):
         problems.append(f"elsewhere_task: unknown data set '{settings['elsewhere_task']}'")
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
