@@ -394,7 +394,7 @@ def test_fingerprint_changes_with_any_id_label_or_pixel(herlev, column):
     assert datasets.fingerprint(table) != datasets.fingerprint(other)
 
 
-@pytest.mark.parametrize("task", ["herlev", "colposcopy"])
+@pytest.mark.parametrize("task", ["herlev", "colposcopy", "sipakmed"])
 def test_the_drawn_data_set_is_read_whole(tiny_demo, task):
     dataset = datasets.get(task)
     table, reasons = read(tiny_demo / dataset.folders[0], task)
@@ -455,5 +455,5 @@ def known(plugins: str) -> subprocess.CompletedProcess:
 
 
 def test_plugins_are_named_in_the_environment():
-    assert known("toy_dataset").stdout.split() == ["herlev", "colposcopy", "toy"]
+    assert known("toy_dataset").stdout.split() == ["herlev", "colposcopy", "sipakmed", "toy"]
     assert "CERVIX_PLUGINS names 'no_such_module'" in known("toy_dataset, no_such_module").stderr

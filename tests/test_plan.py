@@ -13,6 +13,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from cervix_utils import config, paths
 from workflow import jobs
 
+TASKS = ["herlev", "colposcopy"]
+
 
 @pytest.fixture
 def settings(tiny_demo):
@@ -28,6 +30,7 @@ def test_one_job_a_notebook_protocol_and_fold_with_its_parameters(settings):
     asked |= {"herlev_epochs": 3}
     planned, found = jobs.plan("demo", settings | asked)
     wanted = {"01_data_exploration", "04_explainability", "05_comparison", "06_calibration"}
+    wanted |= {jobs.ELSEWHERE}
     wanted |= {f"{jobs.PHOTOGRAPHS}_{name}-0" for name in asked["colposcopy_protocols"]}
     pairs = itertools.product(("paper", "grouped"), (0, 2))
     wanted |= {f"{jobs.CELLS}_{name}-{fold}" for name, fold in pairs}
@@ -57,6 +60,18 @@ def test_no_notebook_4_where_nothing_is_to_be_explained(settings):
     assert jobs.EXPLAIN not in jobs.plan("demo", settings | asked)[1]
 
 
+def test_another_hospital_is_looked_at_where_the_data_root_holds_it(settings, tiny_demo, tmp_path):
+    planned, found = jobs.plan("demo", settings)
+    assert planned["tasks"] == found["01_data_exploration"]["tasks"] == [*TASKS, "sipakmed"]
+    for name in ("herlev", "mobileodt"):
+        (tmp_path / name).symlink_to(tiny_demo / name)
+    for asked in ({"data_root": str(tmp_path)}, settings | {"elsewhere_task": "none"}):
+        planned, found = jobs.plan("demo", asked)
+        assert jobs.ELSEWHERE not in found and planned["tasks"] == TASKS
+    with pytest.raises(config.ConfigError, match="elsewhere_task: unknown data set 'sipakmd'"):
+        jobs.plan("demo", settings | {"elsewhere_task": "sipakmd"})
+
+
 def test_tables_that_pages_write_and_read(settings):
     asked = {"herlev_folds": [1, 0], "herlev_protocols": ["grouped"]}
     found = jobs.plan("demo", settings | asked)[1]
@@ -66,6 +81,7 @@ def test_tables_that_pages_write_and_read(settings):
     for page in ("05_comparison", "06_calibration"):
         assert sorted(tables.pop(page)) == written
     assert tables.pop(jobs.EXPLAIN) == ["herlev-grouped-1", "colposcopy-paper-0"]
+    assert tables.pop(jobs.ELSEWHERE) == ["herlev-grouped-1", "herlev-grouped-0"]
     assert sorted(table for (table,) in tables.values()) == written
     assert tables[f"{jobs.CELLS}_grouped-1"] == ["herlev-grouped-1"]
 

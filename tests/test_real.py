@@ -50,3 +50,30 @@ def test_photographs_are_read_with_their_published_counts():
     train = photographs[photographs["source"] == "train"]
     assert len(train) + left_out["file"].str.contains("train").sum() == 1481
     assert train["label"].value_counts().to_dict() == {"Type_2": 781, "Type_3": 450, "Type_1": 250}
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    try:
+        return datasets.load(str(DATA), "sipakmed")[0]
+    except datasets.DataError as error:
+        pytest.skip(f"no real SIPaKMeD: {error}")
+
+
+def test_all_4049_cells_of_sipakmed_are_read_in_966_clusters(elsewhere):
+    assert elsewhere["original"].value_counts().to_dict() == datasets.get("sipakmed").published
+    assert elsewhere["name_group"].nunique() == 966
+
+
+def test_cluster_numbers_of_sipakmed_leak(elsewhere):
+    """303 near-duplicate pairs, none within a cluster, 11 between classes; 834 groups are left."""
+    pairs = splits.near_duplicates(elsewhere["phash"].to_numpy(), 8).T
+    names, labels = (elsewhere[column].to_numpy()[pairs] for column in ("name_group", "label"))
+    assert (names[0] != names[1]).sum() == pairs.shape[1] == 303
+    assert (labels[0] != labels[1]).sum() == 11
+    grouped = splits.with_groups(elsewhere, 8)
+    assert grouped["group"].nunique() == 834
+    parts = {p: splits.assign_parts(grouped, "sipakmed", p, 0, 5) for p in ("paper", "grouped")}
+    leaks = {p: splits.audit(part, 8).set_index("match")["share"] for p, part in parts.items()}
+    assert leaks["paper"]["same group"] == pytest.approx(0.935, abs=5e-4)
+    assert leaks["grouped"]["same group"] == 0

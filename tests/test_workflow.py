@@ -25,6 +25,7 @@ PAGES = [
     "04_explainability",
     "05_comparison",
     "06_calibration",
+    "08_elsewhere",
 ]
 # One small network a task: the way is the same, in half a minute.
 SMALL = [
@@ -36,6 +37,7 @@ SMALL = [
     "colposcopy_architecture=resnet18",
     "colposcopy_epochs=1",
     "attribution_images=0",
+    "elsewhere_task=none",
     "n_boot=50",
 ]
 

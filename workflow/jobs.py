@@ -18,6 +18,7 @@ from cervix_utils.report import pages
 
 PHOTOGRAPHS, CELLS = "02_colposcopy_resnet50", "03_herlev_resnet101"
 EXPLAIN, COMPARE, CALIBRATE = "04_explainability", "05_comparison", "06_calibration"
+ELSEWHERE = "08_elsewhere"
 BY_FOLD = {PHOTOGRAPHS: "colposcopy", CELLS: "herlev"}  # notebook -> prefix of its keys
 
 
@@ -37,6 +38,8 @@ def plan(
     problems += dict.fromkeys(wrong + _problems(settings))  # each once
     config.refuse(problems, f"{name}.yaml with SET" if overrides else f"{name}.yaml")
     settings["report_name"] = name
+    there = [] if _unfound(settings, settings["elsewhere_task"]) else [settings["elsewhere_task"]]
+    settings["tasks"] = [*dict.fromkeys([*settings["tasks"], *there])]
     jobs: dict[str, dict[str, Any]] = {"01_data_exploration": {}}
     places = {}
     for notebook, prefix in BY_FOLD.items():
@@ -52,11 +55,23 @@ def plan(
         COMPARE: {"page_names": list(places.values())},
         CALIBRATE: {"page_names": list(places.values())},
     }
+    cells = [page for page in places.values() if page.startswith(f"{settings['herlev_task']}-")]
+    if there:
+        jobs[ELSEWHERE] = {"page_names": cells}
     complete = {}
     for page, values in sorted(jobs.items()):
         keys = config.keys_of(notebook_of(page))
         complete[page] = {key: (settings | values)[key] for key in keys}
     return settings, complete
+
+
+def _unfound(settings: Mapping[str, Any], task: str) -> str:
+    """Why a data set cannot be read; empty where it can."""
+    try:
+        datasets.find(settings["data_root"], task, settings["seed"])
+    except datasets.DataError as error:
+        return str(error)
+    return ""
 
 
 def _explained(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,12 +86,10 @@ def _explained(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _problems(settings: Mapping[str, Any]) -> list[str]:
     """What would fail later, one sentence each."""
-    problems = []
-    for task in (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"]):
-        try:
-            datasets.find(settings["data_root"], task, settings["seed"])
-        except datasets.DataError as error:
-            problems.append(str(error))
+    tasks = (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"])
+    problems = [text for task in tasks if (text := _unfound(settings, task))]
+    if settings["elsewhere_task"] not in ("none", *datasets.DATASETS):
+        problems.append(f"elsewhere_task: unknown data set '{settings['elsewhere_task']}'")
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
     if wanted[0] == "grown" or wanted == ("none", "grown"):
         problems.append("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")

@@ -1,7 +1,8 @@
 """Folders of images -> a table of the images, and one of the files not used, with reasons.
 
-Every data set is an entry of DATASETS. A further one is a module that calls ``register``, named in
-the environment variable CERVIX_PLUGINS (modules separated by commas): nothing here changes.
+Every data set is an entry of DATASETS; the facts of those that come along are in datasets.yaml. A
+further one is a module that calls ``register``, named in the environment variable CERVIX_PLUGINS
+(modules separated by commas): nothing here changes.
 """
 
 import hashlib
@@ -10,10 +11,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from cervix_utils import paths
 from cervix_utils.data import demo, images
@@ -23,6 +25,8 @@ TABLE_VERSION = 1  # raised by hand when the same files shall give another table
 COLUMNS = ["id", "source", "label", "original", "severity", "name_group"]
 COLUMNS += ["width", "height", "sha256", "phash", "path", "mask"]
 TYPES = {"phash": "uint64", "severity": int, "width": int, "height": int, "path": str, "mask": str}
+# NAME-d.bmp is the mask of NAME.bmp; NAME_nuc.dat its outlines, NAME_cyt.dat being read with it
+MASK = re.compile(r"(.+)(?:-d|_nuc(?=\.dat$))(?:\.[^.]*)?", re.IGNORECASE)
 SYSTEM_FILES = re.compile(r"^(\._.*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 
 
@@ -46,8 +50,12 @@ class Dataset:
     terms: str
     ordered: bool = False  # whether classes are grades of severity 1..k, the first one normal
     labels: Mapping[str, str] = field(default_factory=dict)  # class of a folder -> its label
+    abnormal: tuple[str, ...] = ()  # classes that are illness; none where that is not asked
+    benign: tuple[str, ...] = ()  # neither that nor quite normal: counted both ways
     name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
-    masks: bool = False  # whether a file NAME-d is the mask of the image NAME
+    by_class: bool = False  # whether name groups are numbered anew in each class
+    stems: str = ".*"  # expression that the names of its images match, without suffix
+    masks: bool = False  # whether it has masks: see MASK
     test_fraction: float | None = None  # of a repeated random split; None: cross-validation
     published: Mapping[str, int] = field(default_factory=dict)  # published number of images
     published_by: str = "original"  # the column that `published` counts by
@@ -75,10 +83,19 @@ def register(dataset: Dataset) -> None:
 
 
 def get(task: str) -> Dataset:
-    """The data set of a task; DataError where there is none of that name."""
-    if task not in DATASETS:
+    """The data set of a task; DataError where there is none of that name.
+
+    ``<name>_abnormal``: the same images, labelled normal or abnormal (grades 1 and 2).
+    """
+    found, two = DATASETS.get(name := task.removesuffix("_abnormal")), ("normal", "abnormal")
+    if found is None or not (name == task or found.abnormal):
         raise DataError(f"unknown data set '{task}': known are {', '.join(DATASETS)}")
-    return DATASETS[task]
+    if name == task:
+        return found
+    sick = {kind: found.labels.get(kind, kind) in found.abnormal for kind in found.originals}
+    words = {"title": f"{found.title}, normal or abnormal", "abnormal": two[1:], "ordered": True}
+    labels = {kind: two[ill] for kind, ill in sick.items()}
+    return replace(found, classes=two, labels=labels, **words)
 
 
 def _files(root: Path) -> list[Path]:
@@ -120,21 +137,33 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
         original = original if original in ("", *dataset.originals) else None
         if SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
             reasons[file] = "system file, not an image"
-        elif dataset.masks and file.stem.lower().endswith("-d"):
-            if masks.setdefault((original, file.stem[:-2]), file) != file:
+        elif dataset.masks and (name := MASK.fullmatch(file.name)):
+            if masks.setdefault((original, name[1]), file) != file:
                 reasons[file] = "second mask of the same image"
         elif original is None:
-            classes = ", ".join(dataset.originals)
-            reasons[file] = f"unknown class: no folder of its path names one of {classes}"
+            reasons[file] = _unknown(folders, dataset)
+        elif not re.fullmatch(dataset.stems, file.stem):
+            outline = "an outline that is no mask by itself (NAME_nuc.dat and NAME_cyt.dat are)"
+            unlike = f"not named like its images: {dataset.example} is expected"
+            reasons[file] = outline if file.suffix.lower() == ".dat" else unlike
         else:
             names = ("" if source == dataset.name else source, original, file.stem)
             name = "/".join(filter(None, names))
             label = dataset.labels.get(original, original)
             row = {"id": name, "source": source, "label": label, "original": original, "path": file}
             group = dataset.name_group(file.stem)
+            group = f"{original}/{group}" if group and dataset.by_class else group
             rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
     rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
     return rows, masks, reasons
+
+
+def _unknown(folders: tuple[str, ...], dataset: Dataset) -> str:
+    """Why a file is of no class; whether its folders name a class of another collection."""
+    names = ", ".join(dataset.originals)
+    mixed = [one.title for one in DATASETS.values() if one.place(folders)[1] in one.originals]
+    hint = f"; of {mixed[0]}: give each collection a folder of its own" if mixed else ""
+    return f"unknown class: no folder of its path names one of {names}{hint}"
 
 
 def _refuse_twins(rows: list[dict], root: Path, reasons: dict[Path, str]) -> None:
@@ -175,8 +204,10 @@ def _refuse_broken(root: Path, dataset: Dataset, table, reasons: pd.Series, seen
     if table.empty:
         count = f"no usable image among {len(reasons)} files {why}"
         raise DataError(f"{root}: {count}; expected files such as {dataset.example} (see README)")
-    for name in sorted(seen - set(table["original"]) - {""}):
-        raise DataError(f"{root}: every image of class '{name}' is unusable {why}: unpack again")
+    counted = dataset.published if dataset.published_by == "original" else ()
+    for name in sorted({*seen, *counted} - {*table["original"], ""}):
+        words = "is unusable" if name in seen else "is missing"
+        raise DataError(f"{root}: every image of class '{name}' {words} {why}: unpack again")
 
 
 def find(data_root: str, task: str, seed: int = 0) -> Path:
@@ -206,6 +237,7 @@ def state(data_root: str, task: str, seed: int = 0) -> str:
     """
     root, dataset = find(data_root, task, seed), get(task)
     entries = [(TABLE_VERSION, dataset.classes, dict(dataset.labels), dataset.masks)]
+    entries.append((dataset.by_class, dataset.stems))
     for file in _files(root):
         relative, stat = file.relative_to(root), file.stat()
         said = (dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
@@ -238,10 +270,7 @@ def fingerprint(table: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-NORMAL = ("normal_superficiel", "normal_intermediate", "normal_columnar")
-ABNORMAL = ("light_dysplastic", "moderate_dysplastic", "severe_dysplastic", "carcinoma_in_situ")
-# folders (Herlev's own spelling) -> labels, severity 1..5 (paper H, section 3.1)
-HERLEV = dict.fromkeys(NORMAL, "normal") | {name: name for name in ABNORMAL}
+FACTS = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text())
 
 
 def herlev_class(folder: str) -> str | None:
@@ -249,13 +278,21 @@ def herlev_class(folder: str) -> str | None:
     case, or in English spelling."""
     plain = re.sub(r"^\d+[\s_.-]*", "", folder.strip().lower())
     plain = re.sub(r"[\s-]+", "_", plain).replace("superficial", "superficiel")
-    return plain if plain in HERLEV else None
+    return plain if plain in FACTS["herlev"]["labels"] else None
 
 
 def herlev_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     """(source, class) of a file: the nearest of its folders that names a class."""
     names = map(herlev_class, reversed(folders))
     return "herlev", next(filter(None, names), None)
+
+
+def sipakmed_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
+    """(source, class) of a file: the nearest of its folders that names a class, be it
+    ``im_Parabasal``, ``Parabasal_flat`` or ``Parabasal``."""
+    known = FACTS["sipakmed"]["classes"]
+    plain = [re.sub(r"^im_|_flat$", "", name.lower()).replace("-", "_") for name in folders]
+    return "sipakmed", next((name for name in reversed(plain) if name in known), None)
 
 
 def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
@@ -268,40 +305,14 @@ def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     return source, "" if source == "test" else label
 
 
-CELLS = Dataset(
-    name="herlev",
-    title="Herlev cells",
-    noun="cells",
-    folders=("herlev", "smear2005"),
-    classes=tuple(dict.fromkeys(HERLEV.values())),
-    ordered=True,
-    place=herlev_place,
-    example="normal_superficiel/NAME.BMP",
-    show_key="show_cells",
-    citation="Jantzen, Norup, Dounias, Bjerregaard: Pap-smear benchmark data, NiSIS 2005",
-    terms="no licence is shown: cite the paper, do not redistribute",
-    labels=HERLEV,
-    name_group=lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else "",  # the slide
-    masks=True,
-    published=dict(zip(HERLEV, (74, 70, 98, 182, 146, 197, 150))),
-)
-PHOTOGRAPHS = Dataset(
-    name="colposcopy",
-    title="MobileODT photographs",
-    noun="photographs",
-    folders=("mobileodt", "intel-mobileodt-cervical-cancer-screening"),
-    classes=("Type_1", "Type_2", "Type_3"),
-    place=colposcopy_place,
-    example="train/Type_1/N.jpg",
-    show_key="show_photographs",
-    citation="Intel & MobileODT Cervical Cancer Screening, Kaggle 2017",
-    terms="competition rules: do not redistribute; genital images",
-    test_fraction=0.3,  # paper C, Table 1
-    published={"train": 1481, "additional": 6734, "test": 512},  # the competition's data page
-    published_by="source",
-)
-register(CELLS)
-register(PHOTOGRAPHS)
+OWN = {  # what each makes of folders, and of names
+    "herlev": (herlev_place, lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else ""),
+    "colposcopy": (colposcopy_place, lambda stem: ""),
+    "sipakmed": (sipakmed_place, lambda stem: stem.split("_")[0]),
+}
+for _name, (_place, _group) in OWN.items():
+    _facts = {k: tuple(v) if isinstance(v, list) else v for k, v in FACTS[_name].items()}
+    register(Dataset(name=_name, place=_place, name_group=_group, **_facts))
 for _module in re.findall(r"[\w.]+", os.environ.get("CERVIX_PLUGINS", "")):
     try:
         importlib.import_module(_module)

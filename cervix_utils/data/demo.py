@@ -1,4 +1,4 @@
-"""Drawn stand-ins for the two collections: same folders, names and flaws, every pixel a formula.
+"""Drawn stand-ins for the collections: same folders, names and flaws, every pixel a formula.
 
 Each notebook and test can run on them where the real images may not be shared. They carry the
 idea of each class (how large and dark a nucleus is, how far the squamocolumnar junction lies from
@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from cervix_utils import paths
 
-DEMO_VERSION = 2  # raised by hand when the same seed shall give other pictures
+DEMO_VERSION = 3  # raised by hand when the same seed shall give other pictures
 # medians of a class of cells: side of the image in pixels, nucleus / image area, darkness and
 # irregularity of the nucleus
 CELLS = {
@@ -25,6 +25,8 @@ CELLS = {
     "severe_dysplastic": (68, 0.32, 0.82, 0.07),
     "carcinoma_in_situ": (60, 0.42, 0.92, 0.085),
 }
+# the other hospital's folders, whose cells look like those of CELLS but the first and the last
+FOLDERS = "Superficial-Intermediate", "Parabasal", "Metaplastic", "Koilocytotic", "Dyskeratotic"
 # 0 seam, 1 other, 2 nucleus, 3 cytoplasm, 4 background
 MASK_PALETTE = bytes.fromhex("000000 808080 0000ff 000080 ff0000").ljust(768, b"\0")
 JUNCTIONS = {1: (0.42, 0.65), 2: (0.2, 0.32), 3: (0.05, 0.08)}  # by type, over the cervix's radius
@@ -133,6 +135,23 @@ def _write_herlev(root: Path, seed: int, number: int, tint=(159, 151, 172), scal
     (root / "normal_superficiel/Thumbs.db").write_bytes(b"not an image")
 
 
+def _write_sipakmed(root: Path, seed: int, number: int) -> None:
+    """Five folders of ``number`` cells of another hospital, with another stain and magnification.
+
+    Three are cut from one cluster; the last is the first again, from another cluster. Beside them
+    a picture of a whole cluster, which is no cell.
+    """
+    rng = np.random.default_rng([seed, 2])
+    for name, like in zip(FOLDERS, list(CELLS)[1:-1]):
+        folder = root / f"im_{name}/im_{name}/CROPPED"
+        folder.mkdir(parents=True)
+        tints = rng.normal((206, 182, 158), 7, (number, 3))
+        drawn = [draw_cell(rng, like, tint, 1.6)[0] for tint in tints[1:]]
+        for k, image in enumerate([*drawn, drawn[0]]):
+            _photograph(rng, image).save(folder / f"{k // 3 + 1:03d}_{k % 3 + 1:02d}.bmp")
+        _photograph(rng, image).save(folder.with_name("001.bmp"))
+
+
 def _write_cervix(rng, scene: np.ndarray, file: Path, moved: bool = False) -> None:
     """Photograph a drawn cervix as a JPEG of 240 x 320; ``moved``: from elsewhere, so that it is
     no near-duplicate."""
@@ -165,13 +184,14 @@ def _write_mobileodt(root: Path, seed: int, photographs: int) -> None:
 
 
 def write_demo(folder: Path, seed: int = 0, cells: int = 14, photographs: int = 24) -> Path:
-    """Write ``folder/herlev`` and ``folder/mobileodt``, laid out as the real collections.
+    """Write ``folder/herlev``, ``mobileodt`` and ``sipakmed``, laid out as the real collections.
 
     The same arguments give the same bytes. herlev/<class>/A-B-NNN.BMP: 24-bit RGB, about 40 to 165
     px a side, beside ``A-B-NNN-d.bmp``, a palette mask (codes: MASK_PALETTE). ``cells``: pictures
     a class; about 15 % of them (NNN = 002) are second photographs of a cell; a slide A holds cells
     of several classes. mobileodt/{train,additional}/Type_k/N.jpg and test/N.jpg: RGB, 240 x 320;
     ``photographs`` is the mean over types of train and additional.
+    sipakmed/im_<Class>/im_<Class>/CROPPED/CLUSTER_CELL.bmp: ``cells`` a class, no masks.
 
     Unusable on purpose, beyond those counts: a JPEG of 0 bytes (additional/Type_1), one cut in
     half (Type_2); in carcinoma_in_situ a mask without image and an image whose mask has another
@@ -184,6 +204,7 @@ def write_demo(folder: Path, seed: int = 0, cells: int = 14, photographs: int = 
         raise FileExistsError(f"{folder} is not empty: remove what it holds, or name another")
     _write_herlev(folder / "herlev", seed, cells)
     _write_mobileodt(folder / "mobileodt", seed, photographs)
+    _write_sipakmed(folder / "sipakmed", seed, cells)
     return folder
 
 

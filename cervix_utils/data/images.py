@@ -6,7 +6,7 @@ from pathlib import Path
 
 import imagehash
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 # palette indices of Herlev's masks; 1 rim and 0 seams count as unknown
 NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4
@@ -29,11 +29,37 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
 
 def open_mask(path: str | Path) -> Image.Image:
     """The mask as palette **indices** (mode ``L``: 2 nucleus, 3 cytoplasm, 4 background, else
-    unknown). Raises ValueError where it has no palette."""
+    unknown). Raises ValueError where it has no palette; see also ``outlined``."""
+    if str(path).lower().endswith(".dat"):
+        return outlined(Path(path))
     with Image.open(path, formats=FORMATS) as mask:
         if mask.mode not in ("P", "L"):
-            raise ValueError(f"{path}: a mask must be an 8-bit palette image, not mode {mask.mode}")
+            raise ValueError(f"{path}: mask is not an 8-bit palette image, but of mode {mask.mode}")
         return Image.fromarray(np.asarray(mask))
+
+
+def outlined(file: Path) -> Image.Image:
+    """The mask (mode ``L``) of a cell outlined in ``NAME_nuc.dat`` and ``NAME_cyt.dat``.
+
+    One line a corner: ``x,y``, pixels of the picture NAME beside them. ValueError where one is
+    missing, is no such table, or leaves the picture by more than a pixel.
+    """
+    name = file.stem[: -len("_nuc")]
+    picture = min(other for other in file.parent.iterdir() if other.stem == name)
+    mask = Image.new("L", open_image(picture).size, BACKGROUND)
+    for part, index in (("cyt", CYTOPLASM), ("nuc", NUCLEUS)):
+        outline = file.with_name(f"{name}_{part}{file.suffix}")
+        try:
+            corners = np.loadtxt(outline, delimiter=",", ndmin=2).reshape(-1, 2)
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{file}: outline {outline.name} is missing or no lines 'x,y'"
+            ) from None
+        if len(corners) < 3 or not ((corners >= -1) & (corners <= mask.size)).all():
+            size = f"{mask.width}x{mask.height}"
+            raise ValueError(f"{file}: outline {outline.name} leaves its {size} picture or is none")
+        ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=index)
+    return mask
 
 
 def inspect(path: Path) -> dict:
@@ -58,8 +84,8 @@ def mask_problem(mask: Path, size: tuple[int, int]) -> str:
         width, height = open_mask(mask).size
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return "mask is empty, truncated or not an image"
-    except ValueError:
-        return "mask is not an 8-bit palette image"
+    except ValueError as error:
+        return str(error).removeprefix(f"{mask}: ")
     problem = f"mask is {width}x{height}, its image {size[0]}x{size[1]}"
     return "" if (width, height) == size else problem
 

@@ -171,7 +171,7 @@ def _pooled(predictions: Frame, n_boot: int, seed: int) -> tuple[Frame, Array]:
 
 
 def original_classes(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
-    """Herlev's seven classes (from the ids), folds pooled: cells, groups, how they are called.
+    """Classes of the folders (from the ids), folds pooled: cells, groups, how they are called.
 
     Columnar normals are small, dark and easily taken for carcinoma in situ: five grades hide them.
     """
@@ -180,7 +180,7 @@ def original_classes(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> F
     answers = {"right grade": called == metrics.true_class(pooled), "called abnormal": called != 0}
     answers["called carcinoma in situ"] = called == len(metrics.class_columns(pooled)) - 1
     rows = {}
-    for name in datasets.get("herlev").originals:
+    for name in datasets.get(pooled["task"].iloc[0]).originals:
         inside = (original == name).to_numpy()
         rows[name] = {"cells": inside.sum(), "groups": pooled.loc[inside, "group"].nunique()}
         for answer, given in answers.items():

@@ -298,9 +298,12 @@ def in_order(values: Array, others: Array) -> Array:
 
 def auc(positive: Array, score: Array, weights: Array) -> Array:
     """Area under the ROC curve: share of (positive, negative) pairs in order, ties half."""
-    up, down = weights[:, positive], weights[:, ~positive]
-    pairs = up @ in_order(score[positive], score[~positive])
-    return ratio(np.einsum("bi,bi->b", pairs, down), up.sum(axis=1) * down.sum(axis=1))
+    up, down, order = weights[:, positive], weights[:, ~positive], np.argsort(score[~positive])
+    below, ranked = down[:, order].cumsum(axis=1), score[~positive][order]
+    below = np.pad(below, ((0, 0), (1, 0)))  # weight of the lowest k negatives
+    places = [np.searchsorted(ranked, score[positive], side) for side in ("left", "right")]
+    pairs = sum(np.einsum("bi,bi->b", up, below[:, place]) for place in places) / 2
+    return ratio(pairs, up.sum(axis=1) * down.sum(axis=1))
 
 
 def tau_b(true: Array, score: Array, weights: Array) -> Array:
@@ -395,8 +398,9 @@ class Answers:
 
 
 @np.errstate(invalid="ignore", divide="ignore")  # NaN: a resample without the class, or empty
-def measure(predictions: Frame, weights: Array | None = None) -> Values:
-    """Metric name -> values (n_resamples,) on the rows given (usually a test part), see METRICS.
+def measure(predictions: Frame, weights: Array | None = None, names=METRICS) -> Values:
+    """Metric name -> values (n_resamples,) on the rows given (usually a test part): ``names``, some
+    of METRICS, and AUC and F1 of each class.
 
     Ratios are in 0..1, ``mse`` in squared grades, ``mae`` in grades, ``log_loss`` in nats,
     ``brier`` in 0..2, ``rps`` (ranked probability score, Epstein 1969; a sum over the thresholds)
@@ -409,9 +413,9 @@ def measure(predictions: Frame, weights: Array | None = None) -> Values:
     has = {"p": has_probabilities(predictions), "grades": dataset.ordered}
     has["bethesda"] = LSIL in dataset.classes[1:2]
     values = {}
-    for name, metric in METRICS.items():
-        if metric.formula and all(has[need] for need in metric.needs.split()):
-            values[name] = metric.formula(answers)
+    for name in names:
+        if METRICS[name].formula and all(has[need] for need in METRICS[name].needs.split()):
+            values[name] = METRICS[name].formula(answers)
     f1 = f1_per_class(answers.matrices)
     for index, name in enumerate(class_columns(predictions)):
         values[f"f1_{name}"], values[f"auc_{name}"] = f1[:, index], answers.aucs[index]
@@ -425,7 +429,7 @@ def by_fold(predictions: Frame) -> dict[int, Frame]:
     return {fold: rows.reset_index(drop=True) for fold, rows in tests.groupby("fold")}
 
 
-def measure_together(parts: Sequence[Frame], n_boot: int, seed: int) -> list[Values]:
+def measure_together(parts: Sequence[Frame], n_boot: int, seed: int, names=METRICS) -> list[Values]:
     """``measure`` of each of several tables, over the data themselves and ``n_boot`` resamples.
 
     Groups that several tables share are drawn alike for all of them.
@@ -433,10 +437,10 @@ def measure_together(parts: Sequence[Frame], n_boot: int, seed: int) -> list[Val
     weights = with_resamples(pd.concat(parts)["group"], n_boot, seed)
     ends = np.cumsum([len(part) for part in parts])
     shares = np.split(weights, ends[:-1], axis=1)
-    return [measure(part, share) for part, share in zip(parts, shares)]
+    return [measure(part, share, names) for part, share in zip(parts, shares)]
 
 
-def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
+def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METRICS) -> Frame:
     """fold, n_test, metric, value, low, high, dropped of one pipeline and protocol's test rows.
 
     With several folds also ``mean`` and ``pooled``. Limits are 95 % percentile limits over
@@ -444,11 +448,11 @@ def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
     """
     folds = by_fold(predictions)
     single, pooled = list(folds.values()), pd.concat(folds.values())
-    drawn = dict(zip(folds, measure_together(single, n_boot, seed)))
+    drawn = dict(zip(folds, measure_together(single, n_boot, seed, names)))
     if len(folds) > 1:
         values = list(drawn.values())
         drawn["mean"] = {name: np.mean([v[name] for v in values], axis=0) for name in values[0]}
-        drawn["pooled"] = measure_together([pooled], n_boot, seed)[0]
+        drawn["pooled"] = measure_together([pooled], n_boot, seed, names)[0]
     rows = []
     for fold, values in drawn.items():
         place = {"fold": str(fold), "n_test": len(folds.get(fold, pooled))}
@@ -466,12 +470,12 @@ def published() -> Frame:
     return pd.read_csv(Path(__file__).with_name("published.csv"))
 
 
-def results(frames: Frame | Mapping[str, Frame], n_boot: int = 1000, seed: int = 0) -> Frame:
+def results(frames: Frame | Mapping[str, Frame], n_boot=1000, seed=0, names=METRICS) -> Frame:
     """results.csv of one or more tasks' test rows: one row a number, sorted, with its 95 % interval
     and the published value. ``fold`` is text: a number, or ``mean`` and ``pooled`` of several."""
     tables = []
     for frame in [frames] if isinstance(frames, Frame) else frames.values():
         for key, rows in frame[frame["part"] == "test"].groupby(KEYS):
-            tables.append(over_folds(rows, n_boot, seed).assign(**dict(zip(KEYS, key))))
+            tables.append(over_folds(rows, n_boot, seed, names).assign(**dict(zip(KEYS, key))))
     table = pd.concat(tables).merge(published().drop(columns="source"), how="left")
     return table[COLUMNS].sort_values([*KEYS, "fold", "metric"], ignore_index=True)

@@ -19,7 +19,7 @@ def folds_in_common(first: Frame, second: Frame) -> list[dict[int, Frame]]:
     return [{fold: side[fold] for fold in shared} for side in sides]
 
 
-def difference(first: Frame, second: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
+def difference(first: Frame, second: Frame, n_boot=1000, seed=0, names=metrics.METRICS) -> Frame:
     """metric, first, second, difference (second - first), low, high, dropped: means over folds.
 
     ``first``, ``second``: predictions of one pipeline and protocol each. Groups of both are
@@ -28,7 +28,7 @@ def difference(first: Frame, second: Frame, n_boot: int = 1000, seed: int = 0) -
     """
     sides = folds_in_common(first, second)
     parts = [rows for side in sides for rows in side.values()]
-    drawn, n, lines = metrics.measure_together(parts, n_boot, seed), len(sides[0]), []
+    drawn, n, lines = metrics.measure_together(parts, n_boot, seed, names), len(sides[0]), []
     for name in [name for name in drawn[0] if name in drawn[-1]]:
         values = [fold[name] for fold in drawn]
         a, b = np.mean(values[:n], axis=0), np.mean(values[n:], axis=0)
