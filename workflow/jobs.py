@@ -185,6 +185,6 @@ if __name__ == "__main__":
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
     elif step == "page":
-        pages.to_html(Path(arguments[0]), Path(arguments[1]))
+        pages.to_html(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
     else:
         index(arguments[0], *map(json.loads, arguments[1:]))

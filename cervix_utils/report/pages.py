@@ -7,6 +7,7 @@ which only states its provenance starts without them.
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from html import unescape
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -23,10 +25,11 @@ import bleach
 import jinja2
 import pandas as pd
 from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 from cervix_utils import paths
-from cervix_utils.data import datasets, splits
+from cervix_utils.data import datasets
+from cervix_utils.report.words import known, label
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption
@@ -37,21 +40,14 @@ ATTRIBUTES = "alt class colspan height rowspan scope start style title width"
 LINKS = {("img", "src"): "data:image/", ("a", "href"): r"https?://|mailto:|#|(?!//)[\w./-]+(#|$)"}
 STYLES = CSSSanitizer(ALLOWED_CSS_PROPERTIES | {"margin", "max-width", "min-width", "padding"})
 PACKAGES = ("torch", "torchvision", "fastai", "captum", "papermill")
+PAGES = "[0-9][0-9]_*.html"
+PLACE = r"_((?:train_)?[a-z]+)-(\d+)$"  # protocol and fold, at the end of a page's name
+LONG = 12  # rows of a table that is shown unfolded
+INTERVAL = r"(-?[\d.]+) (\(-?[\d.]+ to -?[\d.]+\))(.*)"  # a value and what it may be
 SHOWN = {  # metrics of the overview, where classes are grades and where they are not
     True: ("accuracy", "binary_accuracy", "binary_f1", "mse", "auc_mean", "kappa_quadratic"),
     False: ("accuracy", "f1_macro", "log_loss"),
 }
-
-
-def label(name: str) -> str:
-    """What people read for the name of a pipeline, protocol, metric or class."""
-    from cervix_utils.evaluation import baselines, metrics
-    from cervix_utils.training import recipes
-
-    if name in metrics.METRICS or name.startswith(("auc_", "f1_")):
-        return metrics.label_of(name)
-    words = {**recipes.PIPELINES, **splits.PROTOCOLS}
-    return words[name].label if name in words else baselines.label_of(name)
 
 
 # HTML that may come from data
@@ -136,7 +132,7 @@ def _prepare(notebook: Any) -> bool:
 
 
 def _finish(html: str) -> str:
-    """Ids of headings, table of contents, texts of figures, tables that scroll, dashes for NaN."""
+    """Ids of headings, table of contents, texts of figures, tables that people can read."""
     soup = BeautifulSoup(html, "html.parser")
     contents, heading = soup.select_one(".toc ul"), soup.title.get_text()
     for number, element in enumerate(soup.main.select("h1, h2, h3, h4, img, table")):
@@ -147,19 +143,64 @@ def _finish(html: str) -> str:
                 item.append(soup.new_tag("a", href=f"#{element['id']}", string=heading))
                 contents.append(item)
         elif element.name == "table":
-            for cell in element.find_all("td", string="NaN"):
-                cell.string, cell["class"] = "–", "none"
-            frame = {"class": "scroll", "tabindex": "0", "role": "region"}
-            element.wrap(soup.new_tag("div", attrs=frame | {"aria-label": f"Table: {heading}"}))
+            _in_words(element)
+            _frame(soup, element, heading)
         elif element.get("src"):
-            element["alt"] = element.get("alt") or f"Figure: {heading}"
+            element["alt"] = element.get("alt") or f"Figure: {heading}{_drawn(element['src'])}"
         else:
             element.replace_with("[picture not shown]")
     return str(soup)
 
 
-def to_html(notebook: Path, html: Path) -> Path:
-    """Render an executed notebook as one self-contained page and return ``html``.
+def _in_words(table: Tag) -> None:
+    """Words for raw names, a lighter shade for intervals, dashes for NaN, no column of numbers
+    that only count the rows."""
+    heads = [cell.get_text() for cell in table.select("thead th")]
+    counted = [row.th for row in table.select("tbody tr")]
+    numbers = [cell and cell.get_text() for cell in counted]
+    if heads[:1] == [""] and numbers == [str(n) for n in range(len(numbers))]:
+        for cell in [table.thead.th, *counted]:
+            cell.decompose()
+    for cell in table.select("th, td"):
+        text = cell.get_text().strip()
+        published = text == "paper" and cell.find_parent("thead") and "grouped" not in heads
+        if words := "published" if published else known(text):
+            cell.string = words
+        elif cell.name == "th" and re.fullmatch(r"[a-zA-Z0-9]+(_[a-zA-Z0-9]+)+", text):
+            cell.string = label(text)
+        elif text == "NaN":
+            cell.string, cell["class"] = "–", "none"
+        elif found := re.fullmatch(INTERVAL, text):
+            cell.string = f"{found[1]} "
+            cell.append(Tag(name="span", attrs={"class": "ci"}))
+            cell.span.string = found[2]
+            cell.append(found[3])
+
+
+def _frame(soup: BeautifulSoup, table: Tag, heading: str) -> None:
+    """A wide table scrolls in a frame of its own; a long one is folded."""
+    frame = {"class": "scroll", "tabindex": "0", "role": "region"}
+    place = table.wrap(soup.new_tag("div", attrs=frame | {"aria-label": f"Table: {heading}"}))
+    if (rows := len(table.select("tbody tr"))) > LONG:
+        folded = place.wrap(soup.new_tag("details", attrs={"class": "long"}))
+        folded.insert(0, soup.new_tag("summary", string=f"{heading}: table of {rows} rows"))
+
+
+def _drawn(source: str) -> str:
+    """What a drawing of ours says: its titles, axes and legends; its printed numbers too."""
+    kind, _, code = source.partition(";base64,")
+    if not kind.startswith("data:image/svg"):
+        return ""
+    said = re.findall(r"<text[^>]*>(.*?)</text>", base64.b64decode(code).decode(), re.DOTALL)
+    texts = [unescape(re.sub(r"<[^>]*>", " ", text)) for text in said]
+    words = dict.fromkeys(" ".join(text.split()) for text in texts)
+    words = [text for text in words if not re.fullmatch(r"[-−\d.,]*", text)]
+    return ". It shows: " + "; ".join(words)[:400] if words else ""
+
+
+def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
+    """Render an executed notebook as one self-contained page and return ``html``. It leads to its
+    neighbours among ``stems``, the names of the pages of its report.
 
     It is written whole or not at all. What libraries say on stderr stands folded.
     """
@@ -174,7 +215,7 @@ def to_html(notebook: Path, html: Path) -> Path:
     facts = {"failed": _prepare(source), "run": source.metadata.get("papermill", {})}
     exporter.environment.globals["page"] = _page(_title(source), **facts)
     body, _ = exporter.from_notebook_node(source, {"metadata": {"path": str(notebook.parent)}})
-    return _write(html, _finish(body))
+    return _write(html, linked(_finish(body), html.stem, stems))
 
 
 # Where numbers come from
@@ -255,13 +296,30 @@ def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame
     return tables
 
 
-def _entry(stem: str, notebook: Any) -> dict[str, Any]:
-    """A page in the overview: title, protocol and fold, seconds, a figure."""
-    place = re.search(r"_((?:train_)?[a-z]+)-(\d+)$", stem)
+def _entry(page: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """A page in the overview: title, question, protocol and fold, seconds, a figure."""
+    html, place = page.read_text("utf-8"), re.search(PLACE, page.stem)
+    parts = {"title": "<title>(.*?)</title>", "question": r"Question\.</strong>(.*?)</p>"}
+    parts["figure"] = '<figure class="thumbnail"><img[^>]*?src="([^"]*)'
+    found = {name: re.search(pattern, html, re.DOTALL) for name, pattern in parts.items()}
+    texts = {name: match[1] if match else "" for name, match in found.items()}
+    for name in ("title", "question"):
+        texts[name] = BeautifulSoup(texts[name], "html.parser").get_text().strip()
     words = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
-    drawn = [base64.b64encode(svg.encode()).decode() for svg in figures(notebook, "thumbnail")]
-    facts = {"seconds": notebook.metadata.papermill.duration, "figure": (drawn or [""])[0]}
-    return {"title": _title(notebook), "file": f"{stem}.html", "words": words, **facts}
+    return {"file": page.name, "words": words, "seconds": seconds.get(page.stem), **texts}
+
+
+def linked(html: str, stem: str, stems: Sequence[str]) -> str:
+    """A page that leads to the overview and to its neighbours among ``stems``, the pages of a
+    report."""
+    order = sorted({stem, *stems})
+    place = order.index(stem)
+    near = {"Previous": order[place - 1 : place], "Next": order[place + 1 : place + 2]}
+    links = [
+        f'<a href="{s}.html" rel="{k.lower()[:4]}">{k}</a>' for k, v in near.items() for s in v
+    ]
+    content = "".join(['<a href="index.html">Overview</a>', *links])
+    return re.sub('(<p class="links">).*?(</p>)', rf"\g<1>{content}\g<2>", html)
 
 
 def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
@@ -280,8 +338,46 @@ def _fill(path: Path, template: str, title: str, **values: Any) -> Path:
     """Write a template of this folder, filled; every value in it is escaped."""
     loader = jinja2.FileSystemLoader(TEMPLATES / "report")
     environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters["label"] = label
+    environment.filters |= {
+        "label": label,
+        "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    }
     return _write(path, environment.get_template(template).render(page=_page(title), **values))
+
+
+def glance(results: pd.DataFrame) -> tuple[str, str]:
+    """The figure of the overview as SVG, and its numbers in words."""
+    import matplotlib.pyplot as plt
+
+    from cervix_utils.evaluation import comparison
+    from cervix_utils.report import plots
+
+    table = comparison.at_a_glance(results)
+    with plt.rc_context(plots.LOOK):
+        figure, ax = plt.subplots(figsize=(7, 1.6 + 0.6 * table["pipeline"].nunique()))
+        plots.at_a_glance(ax, table)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    rows = table.itertuples()
+    said = [f"{label(row.pipeline)}, {label(row.series)}: {row.value:.3f}" for row in rows]
+    return text.getvalue(), "Accuracy. " + "; ".join(said)
+
+
+def write_overview(folder: Path, name: str) -> Path:
+    """Write index.html from the results.csv, run.json, pages and model cards of ``folder``."""
+    from cervix_utils.evaluation import comparison
+
+    run = json.loads((folder / "run.json").read_text())
+    results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
+    values = {"name": name, "run": run, "tables": headline(results)}
+    values["findings"] = [text.split("**") for text in comparison.findings(results, label)]
+    drawing, values["said"] = glance(results)
+    values["glance"] = base64.b64encode(drawing.encode()).decode()
+    values["entries"] = [_entry(page, run["seconds"]) for page in sorted(folder.glob(PAGES))]
+    values["cards"] = {card.name for card in folder.glob("model_card_*.html")}
+    title = f"Cervical screening images: report “{name}”"
+    return _fill(folder / "index.html", "overview.html.j2", title, **values)
 
 
 def write_index(report_dir: Path, name: str, stems: Sequence[str]) -> Path:
@@ -295,6 +391,4 @@ def write_index(report_dir: Path, name: str, stems: Sequence[str]) -> Path:
         values["recipes"] = [paths.public(json.loads(file.read_text())) for file in files]
         card, title = report_dir / f"model_card_{dataset.name}.html", f"Model card: {dataset.title}"
         _fill(card, "model_card.html.j2", title, dataset=dataset, table=table, **values)
-    values["entries"] = [_entry(stem, book) for stem, book in books.items()]
-    title = f"Cervical screening images: report “{name}”"
-    return _fill(report_dir / "index.html", "overview.html.j2", title, tables=tables, **values)
+    return write_overview(report_dir, name)

@@ -17,11 +17,28 @@ from skimage.measure import block_reduce
 from cervix_utils.data import datasets
 from cervix_utils.data.images import CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
-from cervix_utils.report.pages import label
+from cervix_utils.report.words import label
 
 Array = np.ndarray
 # Tol's palette: safe for colour-blind readers
 PALETTE = ["#4477AA", "#AA3377", "#228833", "#CCBB44", "#66CCEE", "#EE6677", "#BBBBBB", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+LOOKS = {  # colour and marker of what is told apart, in every figure the same
+    "paper": (PALETTE[0], "o"),
+    "grouped": (PALETTE[1], "s"),
+    "train_only": (PALETTE[3], "P"),
+    "published": (PALETTE[7], "D"),
+    "best": (PALETTE[2], "^"),
+    "classification": (PALETTE[0], "o"),
+    "regression": (PALETTE[5], "v"),
+    "combined": (PALETTE[2], "^"),
+    "corn": (PALETTE[3], "P"),
+    "soft_labels": (PALETTE[4], "X"),
+    "average_of_networks": (PALETTE[1], "s"),
+    "average_with_baseline": (PALETTE[7], "*"),
+    "sgd": (PALETTE[1], "D"),
+    "modern": (PALETTE[0], "o"),
+}
 PALE, GREY = "#DDE6F0", "0.5"
 DASHED = {"color": GREY, "linestyle": "--", "linewidth": 1}
 DIVERGING = "cividis"  # blue, grey, yellow: safe for colour-blind readers; dark to light in print
@@ -33,6 +50,12 @@ def style() -> None:
     """Figures as SVG with text kept as text, in one look."""
     set_matplotlib_formats("svg", metadata={"Date": None})
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85, palette=PALETTE, rc=LOOK)
+
+
+def look_of(name: str, index: int = 0) -> dict[str, str]:
+    """Colour and marker of a pipeline, split or series; by ``index`` where LOOKS has none."""
+    colour, marker = LOOKS.get(name, (PALETTE[index % 8], MARKERS[index % 8]))
+    return {"color": colour, "marker": marker}
 
 
 def _with(ax: Axes, **words) -> Axes:
@@ -128,8 +151,8 @@ def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -
         values = group.set_index(rows).reindex(names)[["value", "low", "high"]].astype(float)
         places = np.arange(len(names)) + step * (index - (len(groups) - 1) / 2)
         spread = np.abs(values[["low", "high"]].T.to_numpy() - values["value"].to_numpy())
-        look = {"color": PALETTE[index % len(PALETTE)], "capsize": 2, "markersize": 4}
-        ax.errorbar(values["value"], places, xerr=spread, fmt="o", label=label(name), **look)
+        look = look_of(name, index) | {"capsize": 2, "markersize": 4, "linestyle": "none"}
+        ax.errorbar(values["value"], places, xerr=spread, label=label(name), **look)
     _rows(ax, names)
     return ax
 
@@ -143,10 +166,21 @@ def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
     return _with(ax, title=title, xlabel="value with 95 % interval")
 
 
+def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str = "accuracy") -> Axes:
+    """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a series."""
+    places = {name: place for place, name in enumerate(["published", *LOOKS])}
+    rows = table.sort_values("series", key=lambda names: names.map(places), kind="stable")
+    rows = rows.sort_values("pipeline", key=lambda names: names.map(places), kind="stable")
+    with_intervals(ax, rows, "pipeline", "series")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    return _with(ax, xlabel=f"{label(metric)}, 95 % interval")
+
+
 def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> Axes:
     """AUC by class, one point a fold (paper H, Fig. 7). Columns pipeline, label (class), value."""
     rows = auc[auc["label"].isin(classes)].assign(pipeline=auc["pipeline"].map(label))
-    look = {"order": list(classes), "dodge": True, "jitter": False}
+    colours = {label(name): look_of(name)["color"] for name in auc["pipeline"].unique()}
+    look = {"order": list(classes), "dodge": True, "jitter": False, "palette": colours}
     sns.stripplot(rows, x="value", y="label", hue="pipeline", ax=ax, **look)
     _rows(ax, classes)
     return _with(ax, title=title, xlabel="AUC", ylabel="")
@@ -165,7 +199,8 @@ def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Ax
 
 def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> Axes:
     """Error among the images kept, surest first (``calibration.risk_coverage``)."""
-    ax.step(curve["coverage"], curve["error"], where="pre", linewidth=1.2, label=label(name))
+    look = {"linewidth": 1.2, "label": label(name), "color": look_of(name, len(ax.lines))["color"]}
+    ax.step(curve["coverage"], curve["error"], where="pre", **look)
     ax.set(xlim=(0, 1), ylim=(0, 1), title=title)
     return _with(ax, xlabel="share of images kept", ylabel="error among them")
 
