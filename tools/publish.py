@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pandas as pd
@@ -125,11 +126,18 @@ def _write_runs(report: Path, tasks: Sequence[str], to: Path) -> None:
     pd.concat(histories).to_csv(to / "histories.csv", index=False)
 
 
+def figures(notebook: Any, tag: str) -> list[str]:
+    """The SVG figures of the cells that have a tag."""
+    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
+
+
 def _write_figures(page: Path, folder: Path) -> None:
     """The figures of cells tagged ``figure-<title>``, the first of each cell."""
     book = pages.read(page.with_suffix(".ipynb"))
     for tag in {tag for cell in book.cells for tag in cell.metadata.get("tags", [])}:
-        drawn = pages.figures(book, tag) if tag.startswith("figure-") else []
+        drawn = figures(book, tag) if tag.startswith("figure-") else []
         for svg in drawn[:1]:
             (folder / f"{tag.removeprefix('figure-')}.svg").write_text(slim(svg))
 
@@ -144,8 +152,9 @@ def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
     _write_runs(source, list(tables), draft)
     (draft / "figures").mkdir(exist_ok=True)
     for page in html_pages:
-        text = pages.linked(page.read_text("utf-8"), page.stem, [p.stem for p in html_pages])
-        (draft / page.name).write_text(slim_page(text), "utf-8")
+        stems = [page.stem for page in html_pages]
+        made = pages.to_html(page.with_suffix(".ipynb"), draft / page.name, stems)
+        made.write_text(slim_page(made.read_text("utf-8")), "utf-8")
         if page.name.startswith(("04", "05")):
             _write_figures(page, draft / "figures")
     if (source / "attribution.csv").is_file():

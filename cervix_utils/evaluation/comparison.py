@@ -3,7 +3,7 @@
 ``results`` is a table as ``metrics.results`` makes it, ``predictions`` one of one task.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -79,23 +79,17 @@ def side_by_side(results: Frame, extra: Sequence[tuple[str, str, str]] = ()) -> 
     return wide.reset_index()
 
 
-def at_a_glance(results: Frame, metric: str = "accuracy") -> Frame:
-    """What was published, what both protocols give, and the best without a network, grouped.
-
-    Columns task, pipeline, series (``published``, a protocol or ``best``), value, low, high (NaN
-    where nothing is known); networks alone, in the order of their pipelines.
-    """
-    rows = summary(results).query("metric == @metric")
-    rows = rows[~is_reference(rows["pipeline"]) & ~rows["pipeline"].str.startswith("average")]
+def at_a_glance(results: Frame, metric: str) -> Frame:
+    """``summary`` of the networks in one metric, with rows for what was published and for the
+    best without a network: protocol ``published`` and ``best``."""
+    table = summary(results).query("metric == @metric")
+    rows = table[~table["pipeline"].str.contains(f"^{BASELINE}|_without_|^average")]
     stated = rows.dropna(subset="paper").drop_duplicates(["task", "pipeline"])
-    stated = stated.assign(series="published", value=stated["paper"], low=np.nan, high=np.nan)
-    parts = [stated, rows.assign(series=rows["protocol"])]
-    for (task, pipeline), _ in rows.groupby(["task", "pipeline"]):
-        best = best_baseline(summary(results), task, metric, "grouped")
-        if best is not None:
-            parts.append(best.to_frame().T.assign(pipeline=pipeline, series="best"))
-    columns = ["task", "pipeline", "series", "value", "low", "high"]
-    return pd.concat(parts, ignore_index=True)[columns].sort_values("task", kind="stable")
+    stated = stated.assign(protocol="published", value=stated["paper"], low=np.nan, high=np.nan)
+    best = [best_baseline(table, task, metric, "grouped") for task in rows["task"].unique()]
+    best = pd.DataFrame([row for row in best if row is not None], columns=table.columns)
+    best = best.drop(columns="pipeline").merge(rows[["task", "pipeline"]].drop_duplicates())
+    return pd.concat([stated, rows, best.assign(protocol="best")], ignore_index=True)
 
 
 def with_intervals(results: Frame, names: list[str], pipelines: Sequence[str]) -> Frame:
@@ -164,13 +158,11 @@ def above_the_baseline(results: Frame, task: str, metric: str, protocol: str = "
     )
 
 
-def without_leakage(
-    results: Frame, task: str, pipeline: str, metric: str = "accuracy", label=label_of
-) -> str:
+def without_leakage(results: Frame, task: str, pipeline: str, metric: str = "accuracy") -> str:
     """What remains of a published number where no image of a test image's group was in training."""
     rows = summary(results).query("task == @task and pipeline == @pipeline and metric == @metric")
     rows, paper = rows.set_index("protocol"), rows["paper"].max()
-    text = f"**{datasets.get(task).title}, {label(pipeline)}, {metrics.label_of(metric)}:**"
+    text = f"**{datasets.get(task).title}, {label_of(pipeline)}, {metrics.label_of(metric)}:**"
     if not {"paper", "grouped"} <= set(rows.index):
         return f"{text} only one protocol was run: nothing can be said about leakage."
     random, grouped = rows.loc["paper"], rows.loc["grouped"]
@@ -183,41 +175,6 @@ def without_leakage(
     if grouped["low"] <= paper <= grouped["high"]:
         verdict = "inside that interval"
     return f"{text} The published {paper:g} is {verdict} without leakage."
-
-
-def of_the_constraint(results: Frame) -> str:
-    """What paper H's regression constraint is worth on groups never seen; empty if it was not
-    run. Intervals of two networks on the same images: those that meet rank nothing."""
-    rows = summary(results).query("task == 'herlev' and protocol == 'grouped'")
-    rows = rows.set_index(["metric", "pipeline"])
-    names, pairs = ("combined", "classification"), []
-    for metric in ("accuracy", "mse"):
-        if all((metric, name) in rows.index for name in names):
-            pairs.append([metric, *(rows.loc[(metric, name)] for name in names)])
-    if not pairs:
-        return ""
-    apart = any(a["low"] > b["high"] or b["low"] > a["high"] for _, a, b in pairs)
-    word = "a clear" if apart else "no clear"
-    texts = [
-        f"{metrics.label_of(m)} {written(a)} with it, {written(b)} without" for m, a, b in pairs
-    ]
-    claim = f"**The regression constraint makes {word} difference on slides never seen:**"
-    return f"{claim} {'; '.join(texts)}."
-
-
-def findings(results: Frame, label: Callable[[str], str] = label_of) -> list[str]:
-    """What the study found, one paragraph each: leakage and the constraint in cells, paper C's
-    recipe on photographs, beside the best without a network. ``label`` gives words for pipelines.
-    What was not run is left out."""
-    said, run = [], set(zip(results["task"], results["pipeline"]))
-    for task, pipeline in (("herlev", "combined"), ("colposcopy", "sgd")):
-        if (task, pipeline) in run:
-            text = without_leakage(results, task, pipeline, label=label)
-            best = best_baseline(summary(results), task, "accuracy", "grouped")
-            if best is not None:
-                text += f" Without any network, {label_of(best['pipeline'])} has {written(best)}."
-            said.append(text)
-    return [*said[:1], *filter(None, [of_the_constraint(results)]), *said[1:]]
 
 
 def _pooled(predictions: Frame, n_boot: int, seed: int) -> tuple[Frame, Array]:

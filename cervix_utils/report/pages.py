@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from html import unescape
 from importlib.metadata import version
 from pathlib import Path
@@ -86,13 +87,6 @@ def read(notebook: Path) -> Any:
     import nbformat
 
     return nbformat.read(notebook, as_version=4)
-
-
-def figures(notebook: Any, tag: str) -> list[str]:
-    """The SVG figures of the cells that have a tag."""
-    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
 
 
 def _title(notebook: Any) -> str:
@@ -212,10 +206,13 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
     look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
     inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor], **look, **inside)
-    facts = {"failed": _prepare(source), "run": source.metadata.get("papermill", {})}
+    order = sorted({html.stem, *stems})
+    place = order.index(html.stem)
+    near = {"Previous": order[:place][-1:], "Next": order[place + 1 :][:1]}
+    facts = {"near": near, "failed": _prepare(source), "run": source.metadata.get("papermill", {})}
     exporter.environment.globals["page"] = _page(_title(source), **facts)
     body, _ = exporter.from_notebook_node(source, {"metadata": {"path": str(notebook.parent)}})
-    return _write(html, linked(_finish(body), html.stem, stems))
+    return _write(html, _finish(body))
 
 
 # Where numbers come from
@@ -224,12 +221,12 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
 def commit() -> str:
     """Commit of this project's checkout, and whether files of it were changed; else ``unknown``."""
     git = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=12"]
-    quiet: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
-    with suppress(OSError, subprocess.SubprocessError):
-        if (paths.ROOT / ".git").exists():  # not installed inside another project's checkout
-            said = subprocess.check_output([*git, "--dirty"], cwd=paths.ROOT, **quiet)
-            return said.strip().replace("-dirty", " + uncommitted changes")
-    return "unknown"
+    said = ""
+    if (paths.ROOT / ".git").exists():  # not installed inside another project's checkout
+        with suppress(OSError, subprocess.SubprocessError):
+            quiet = {"cwd": paths.ROOT, "stderr": subprocess.DEVNULL, "timeout": 20}
+            said = subprocess.check_output([*git, "--dirty"], text=True, **quiet)
+    return said.strip().replace("-dirty", " + uncommitted changes") or "unknown"
 
 
 def versions() -> dict[str, str]:
@@ -309,19 +306,6 @@ def _entry(page: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
     return {"file": page.name, "words": words, "seconds": seconds.get(page.stem), **texts}
 
 
-def linked(html: str, stem: str, stems: Sequence[str]) -> str:
-    """A page that leads to the overview and to its neighbours among ``stems``, the pages of a
-    report."""
-    order = sorted({stem, *stems})
-    place = order.index(stem)
-    near = {"Previous": order[place - 1 : place], "Next": order[place + 1 : place + 2]}
-    links = [
-        f'<a href="{s}.html" rel="{k.lower()[:4]}">{k}</a>' for k, v in near.items() for s in v
-    ]
-    content = "".join(['<a href="index.html">Overview</a>', *links])
-    return re.sub('(<p class="links">).*?(</p>)', rf"\g<1>{content}\g<2>", html)
-
-
 def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
     """Remove pages, notebooks and tables that a configuration no longer asks for; no run."""
     stale = [file for file in report_dir.glob("[0-9][0-9]_*.*") if file.stem not in books]
@@ -336,32 +320,30 @@ def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
 
 def _fill(path: Path, template: str, title: str, **values: Any) -> Path:
     """Write a template of this folder, filled; every value in it is escaped."""
+    from cervix_utils.evaluation.metrics import written
+
     loader = jinja2.FileSystemLoader(TEMPLATES / "report")
     environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters |= {
-        "label": label,
-        "base64": lambda text: base64.b64encode(text.encode()).decode(),
-    }
+    environment.filters |= {"label": label, "written": written}
     return _write(path, environment.get_template(template).render(page=_page(title), **values))
 
 
-def glance(results: pd.DataFrame) -> tuple[str, str]:
+def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
     """The figure of the overview as SVG, and its numbers in words."""
     import matplotlib.pyplot as plt
 
     from cervix_utils.evaluation import comparison
     from cervix_utils.report import plots
 
-    table = comparison.at_a_glance(results)
+    table, text = comparison.at_a_glance(results, metric), io.StringIO()
     with plt.rc_context(plots.LOOK):
         figure, ax = plt.subplots(figsize=(7, 1.6 + 0.6 * table["pipeline"].nunique()))
-        plots.at_a_glance(ax, table)
-        text = io.StringIO()
+        plots.at_a_glance(ax, table, metric)
         figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
-    rows = table.itertuples()
-    said = [f"{label(row.pipeline)}, {label(row.series)}: {row.value:.3f}" for row in rows]
-    return text.getvalue(), "Accuracy. " + "; ".join(said)
+    numbers = [f"{label(row.protocol)} {row.value:.3f}" for row in table.itertuples()]
+    said = table["pipeline"].map(label) + ", " + numbers
+    return text.getvalue(), f"{label(metric)}: " + "; ".join(said)
 
 
 def write_overview(folder: Path, name: str) -> Path:
@@ -371,7 +353,9 @@ def write_overview(folder: Path, name: str) -> Path:
     run = json.loads((folder / "run.json").read_text())
     results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
     values = {"name": name, "run": run, "tables": headline(results)}
-    values["findings"] = [text.split("**") for text in comparison.findings(results, label)]
+    table = comparison.summary(results)
+    values["rows"] = table.set_index([*comparison.NUMBER, "protocol"]).to_dict("index")
+    values["best"] = partial(comparison.best_baseline, table)
     drawing, values["said"] = glance(results)
     values["glance"] = base64.b64encode(drawing.encode()).decode()
     values["entries"] = [_entry(page, run["seconds"]) for page in sorted(folder.glob(PAGES))]

@@ -17,28 +17,13 @@ from skimage.measure import block_reduce
 from cervix_utils.data import datasets
 from cervix_utils.data.images import CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
+from cervix_utils.report import words
 from cervix_utils.report.words import label
 
 Array = np.ndarray
 # Tol's palette: safe for colour-blind readers
 PALETTE = ["#4477AA", "#AA3377", "#228833", "#CCBB44", "#66CCEE", "#EE6677", "#BBBBBB", "#000000"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
-LOOKS = {  # colour and marker of what is told apart, in every figure the same
-    "paper": (PALETTE[0], "o"),
-    "grouped": (PALETTE[1], "s"),
-    "train_only": (PALETTE[3], "P"),
-    "published": (PALETTE[7], "D"),
-    "best": (PALETTE[2], "^"),
-    "classification": (PALETTE[0], "o"),
-    "regression": (PALETTE[5], "v"),
-    "combined": (PALETTE[2], "^"),
-    "corn": (PALETTE[3], "P"),
-    "soft_labels": (PALETTE[4], "X"),
-    "average_of_networks": (PALETTE[1], "s"),
-    "average_with_baseline": (PALETTE[7], "*"),
-    "sgd": (PALETTE[1], "D"),
-    "modern": (PALETTE[0], "o"),
-}
 PALE, GREY = "#DDE6F0", "0.5"
 DASHED = {"color": GREY, "linestyle": "--", "linewidth": 1}
 DIVERGING = "cividis"  # blue, grey, yellow: safe for colour-blind readers; dark to light in print
@@ -53,13 +38,14 @@ def style() -> None:
 
 
 def look_of(name: str, index: int = 0) -> dict[str, str]:
-    """Colour and marker of a pipeline, split or series; by ``index`` where LOOKS has none."""
-    colour, marker = LOOKS.get(name, (PALETTE[index % 8], MARKERS[index % 8]))
-    return {"color": colour, "marker": marker}
+    """Colour and marker of a pipeline, split or series, in every figure the same (looks.csv); by
+    ``index`` where that has none."""
+    spare = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
+    return words.looks().get(name, spare)
 
 
-def _with(ax: Axes, **words) -> Axes:
-    ax.set(**words)
+def _with(ax: Axes, **texts) -> Axes:
+    ax.set(**texts)
     return ax
 
 
@@ -166,12 +152,11 @@ def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
     return _with(ax, title=title, xlabel="value with 95 % interval")
 
 
-def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str = "accuracy") -> Axes:
-    """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a series."""
-    places = {name: place for place, name in enumerate(["published", *LOOKS])}
-    rows = table.sort_values("series", key=lambda names: names.map(places), kind="stable")
-    rows = rows.sort_values("pipeline", key=lambda names: names.map(places), kind="stable")
-    with_intervals(ax, rows, "pipeline", "series")
+def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str) -> Axes:
+    """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a protocol."""
+    order = {name: place for place, name in enumerate(words.looks())}
+    rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
+    with_intervals(ax, rows, "pipeline", "protocol")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     return _with(ax, xlabel=f"{label(metric)}, 95 % interval")
 

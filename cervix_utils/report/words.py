@@ -8,11 +8,20 @@ import pandas as pd
 from cervix_utils.data import splits
 
 
+def _read(name: str) -> pd.DataFrame:
+    return pd.read_csv(Path(__file__).with_name(name), index_col="name", keep_default_na=False)
+
+
 @cache
 def others() -> dict[str, str]:
     """Names that no other table has (columns, parts, kinds of sets) -> words: words.csv."""
-    table = pd.read_csv(Path(__file__).with_suffix(".csv"), keep_default_na=False)
-    return dict(zip(table["name"], table["words"]))
+    return _read("words.csv")["words"].to_dict()
+
+
+@cache
+def looks() -> dict[str, dict[str, str]]:
+    """The one table of colours and markers, in order: name -> color, marker: looks.csv."""
+    return _read("looks.csv").to_dict("index")
 
 
 def known(name: str) -> str:
