@@ -279,6 +279,18 @@ def test_tables_have_words_of_the_field_and_long_ones_are_folded(tmp_path):
     assert "Rows: table of 13 rows" in folded and html.count('class="long"') == 1
 
 
+def test_the_answer_stands_before_the_way_to_it(tmp_path):
+    texts = ["# T", "## Way", "## Answer\n\nIt is", "more"]
+    cells = [new_markdown_cell(text) for text in texts]
+    cells[2:2] = [code("way = 1")]
+    _, page = render(tmp_path, *cells, code("answer = 1"), code("pages.provenance(settings)"))
+    shown = page.text()
+    places = [shown.index(word) for word in ("It is", "more", "Way", "way")]
+    assert places == sorted(places)
+    sources = [shown.index(word) for word in ("answer", "way", "provenance")]
+    assert sources == sorted(sources) and sources[0] < shown.index("Way")
+
+
 def test_a_drawing_says_what_it_shows(tmp_path):
     texts = "<text>0.5</text><text>AUC of &amp; that</text>"
     svg = f'<svg xmlns="http://www.w3.org/2000/svg">{texts}</svg>'

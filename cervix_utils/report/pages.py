@@ -192,6 +192,20 @@ def _drawn(source: str) -> str:
     return ". It shows: " + "; ".join(words)[:400] if words else ""
 
 
+def _answer_first(cells: list) -> list:
+    """The section "Answer" right after the question, before the way to it."""
+    heads = [c.cell_type == "markdown" and c.source.startswith("## ") for c in cells]
+    answers = [i for i, c in enumerate(cells) if heads[i] and c.source.startswith("## Answer")]
+    if not answers:
+        return cells
+    first = last = answers[0]
+    while last + 1 < len(cells) and not (
+        heads[last + 1] or "provenance(" in cells[last + 1].source
+    ):
+        last += 1
+    return cells[:1] + cells[first : last + 1] + cells[1:first] + cells[last + 1 :]
+
+
 def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
     """Render an executed notebook as one self-contained page and return ``html``. It leads to its
     neighbours among ``stems``, the names of the pages of its report.
@@ -202,6 +216,7 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     source = read(notebook)
+    source.cells = _answer_first(source.cells)
     filters = {"clean_html": clean_html, "printed_markdown": printed_markdown}
     look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
     inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
