@@ -7,7 +7,7 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
-.PHONY: help lab reports publish test bench lint clean unlock lock
+.PHONY: help lab reports case publish test bench lint clean unlock lock
 .DEFAULT_GOAL := help
 GIVEN = name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 
@@ -25,6 +25,9 @@ help:  ## this list
 reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value"
 	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config $(GIVEN)
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
+
+case: .venv/.done  ## a trained network on your own images: RUN=run folder IMAGES=file, folder or 'pattern' DATA=its data
+	@$(PY) workflow/jobs.py case "$(abspath $(RUN))" "$(if $(IMAGES),$(abspath $(IMAGES)))" "$(if $(DATA),$(abspath $(DATA)),demo)"
 
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
 	$(PY) -m tools.publish $(CONFIG)

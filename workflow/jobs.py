@@ -180,11 +180,22 @@ def index(name: str, settings: Mapping[str, Any], stems: list[str]) -> None:
     pages.write_index(out, name, stems)
 
 
+def case(run: str, asked: str, data_root: str) -> None:
+    """Notebook 7 on one's own images: a page and own_images.csv in ``reports/case``."""
+    out, name = paths.reports_dir("case"), "07_own_images"
+    values = {"own_run": run, "own_images": asked, "data_root": data_root, "report_name": out.name}
+    shown = {dataset.show_key: bool(asked) for dataset in datasets.DATASETS.values()}
+    execute(paths.NOTEBOOKS / f"{name}.ipynb", out / f"{name}.ipynb", values | shown)
+    print(pages.to_html(out / f"{name}.ipynb", out / f"{name}.html"))
+
+
 if __name__ == "__main__":
     step, *arguments = sys.argv[1:]
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
     elif step == "page":
         pages.to_html(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
+    elif step == "case":
+        case(*arguments)
     else:
         index(arguments[0], *map(json.loads, arguments[1:]))

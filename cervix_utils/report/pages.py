@@ -181,15 +181,11 @@ def _frame(soup: BeautifulSoup, table: Tag, heading: str) -> None:
 
 
 def _drawn(source: str) -> str:
-    """What a drawing of ours says: its titles, axes and legends; its printed numbers too."""
+    """What the words in a drawing of ours say: its titles, axes and legends."""
     kind, _, code = source.partition(";base64,")
-    if not kind.startswith("data:image/svg"):
-        return ""
-    said = re.findall(r"<text[^>]*>(.*?)</text>", base64.b64decode(code).decode(), re.DOTALL)
-    texts = [unescape(re.sub(r"<[^>]*>", " ", text)) for text in said]
-    words = dict.fromkeys(" ".join(text.split()) for text in texts)
-    words = [text for text in words if not re.fullmatch(r"[-−\d.,]*", text)]
-    return ". It shows: " + "; ".join(words)[:400] if words else ""
+    svg = base64.b64decode(code).decode() if kind == "data:image/svg+xml" else ""
+    said = dict.fromkeys(re.findall(r">\s*([^<>]*[A-Za-z][^<>]*?)\s*</text>", svg))
+    return ". It shows: " + unescape("; ".join(said))[:400] if said else ""
 
 
 def _answer_first(cells: list) -> list:
@@ -221,9 +217,8 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
     look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
     inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor], **look, **inside)
-    order = sorted({html.stem, *stems})
-    place = order.index(html.stem)
-    near = {"Previous": order[:place][-1:], "Next": order[place + 1 :][:1]}
+    near = {"Previous": [stem for stem in sorted(stems) if stem < html.stem][-1:]}
+    near |= {"Next": [stem for stem in sorted(stems) if stem > html.stem][:1]} if stems else {}
     facts = {"near": near, "failed": _prepare(source), "run": source.metadata.get("papermill", {})}
     exporter.environment.globals["page"] = _page(_title(source), **facts)
     body, _ = exporter.from_notebook_node(source, {"metadata": {"path": str(notebook.parent)}})

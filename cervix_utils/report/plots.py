@@ -38,10 +38,11 @@ def style() -> None:
 
 
 def look_of(name: str, index: int = 0) -> dict[str, str]:
-    """Colour and marker of a pipeline, split or series, in every figure the same (looks.csv); by
+    """Colour and marker of a pipeline, split or series, in every figure the same (words.csv); by
     ``index`` where that has none."""
+    known = words.table().get(name, {"color": ""})
     spare = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
-    return words.looks().get(name, spare)
+    return {key: known[key] for key in spare} if known["color"] else spare
 
 
 def _with(ax: Axes, **texts) -> Axes:
@@ -154,7 +155,7 @@ def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
 
 def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str) -> Axes:
     """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a protocol."""
-    order = {name: place for place, name in enumerate(words.looks())}
+    order = {name: place for place, name in enumerate(words.table())}
     rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
     with_intervals(ax, rows, "pipeline", "protocol")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)

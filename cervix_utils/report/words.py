@@ -1,4 +1,4 @@
-"""The one table of words: a raw name of a column, metric, pipeline or split -> what people read."""
+"""The one table of words and looks: a raw name -> what people read, and how it is drawn."""
 
 from functools import cache
 from pathlib import Path
@@ -8,20 +8,11 @@ import pandas as pd
 from cervix_utils.data import splits
 
 
-def _read(name: str) -> pd.DataFrame:
-    return pd.read_csv(Path(__file__).with_name(name), index_col="name", keep_default_na=False)
-
-
 @cache
-def others() -> dict[str, str]:
-    """Names that no other table has (columns, parts, kinds of sets) -> words: words.csv."""
-    return _read("words.csv")["words"].to_dict()
-
-
-@cache
-def looks() -> dict[str, dict[str, str]]:
-    """The one table of colours and markers, in order: name -> color, marker: looks.csv."""
-    return _read("looks.csv").to_dict("index")
+def table() -> dict[str, dict[str, str]]:
+    """words.csv: name -> words (empty where another table has them), color, marker."""
+    file = Path(__file__).with_suffix(".csv")
+    return pd.read_csv(file, index_col="name", keep_default_na=False).to_dict("index")
 
 
 def known(name: str) -> str:
@@ -34,8 +25,9 @@ def known(name: str) -> str:
     words = {**recipes.PIPELINES, **splits.PROTOCOLS}
     if name in words:
         return words[name].label
-    of_predictor = name.startswith((baselines.BASELINE, "average"))
-    return baselines.label_of(name) if of_predictor else others().get(name, "")
+    if name.startswith((baselines.BASELINE, "average_")):
+        return baselines.label_of(name)
+    return table().get(name, {"words": ""})["words"]
 
 
 def label(name: str) -> str:

@@ -1,0 +1,122 @@
+"""One's own images: what a trained network answers, how sure it is, whether it has seen the like.
+
+``model.json`` beside the weights says all that another program needs to use them; what is promised
+for an image holds for images like the training images alone, so each answer says whether it is one.
+"""
+
+import glob
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from torch import cat, nn
+
+from cervix_utils import paths
+from cervix_utils.data import datasets, images, tables
+from cervix_utils.evaluation import calibration, metrics
+from cervix_utils.training import fitting, recipes, runs
+
+CONTRACT, LEVEL = "model.json", 0.9  # file; share of groups whose set holds the right class
+OUTPUTS = {"squared_error": "score", "corn": "logits of P(grade above k) given above k - 1"}
+READING = {  # how a picture becomes the input; size and window (0: the whole) are pixels
+    "square": "padded with the median colour of its edge, bilinear",
+    "input": "RGB in 0..1, then (x - mean) / std",
+    "answer": "mean of the probabilities of the views, then p^(1/temperature), renormalised",
+}
+ABOUT = ["task", "pipeline", "protocol", "fold", "architecture", "head", "image_size", "window"]
+ABOUT += ["mean", "std", "test_flips"]
+
+
+class OwnImageError(ValueError):
+    """No image can be used; the message says what was asked for and what to give."""
+
+
+def describe(run: runs.Run) -> dict:
+    """What another program needs to use the weights of a run, as JSON has it.
+
+    ABOUT, READING, what the last layer gives, classes in order, temperature (None: a score),
+    data and their terms. ``limit``: the largest ``calibration.distance`` of a class in a prediction
+    set; ``half_width``: grades around the score; both hold for LEVEL of the groups, None where too
+    few calibrate.
+    """
+    dataset, loss = (
+        datasets.get(run.recipe["task"]),
+        recipes.pipeline_of(run.recipe["pipeline"]).loss,
+    )
+    predictions, temperature = runs.table([run]), None
+    drawn = calibration.one_a_group(predictions, run.recipe["seed"])
+    if metrics.has_probabilities(drawn):
+        temperature = calibration.temperature(predictions)
+        drawn = calibration.scaled(drawn, temperature)
+    true = metrics.true_class(drawn)
+    scores = {"limit": calibration.distance(drawn)[np.arange(len(true)), true]}
+    if dataset.ordered:
+        scores["half_width"] = np.abs(drawn["score"].to_numpy() - true - 1)
+    limits = {name: calibration.limit(values, LEVEL) for name, values in scores.items()}
+    said = {name: run.recipe[name] for name in ABOUT} | READING
+    said |= {"output": OUTPUTS.get(loss, "logits"), "temperature": temperature, "level": LEVEL}
+    said |= {name: value if np.isfinite(value) else None for name, value in limits.items()}
+    said |= {"classes": dataset.classes, "ordered": dataset.ordered, "weights": runs.FILES[0]}
+    return said | {"data": dataset.title, "source": dataset.citation, "terms": dataset.terms}
+
+
+def contract(run: runs.Run) -> dict:
+    """``describe`` as ``model.json`` beside the weights has it; written where it is not there."""
+    file = run.folder / CONTRACT
+    if not file.is_file():
+        with paths.whole(file) as draft:
+            draft.write_text(json.dumps(describe(run), indent=2) + "\n")
+    return json.loads(file.read_text())
+
+
+def read(asked: str) -> pd.DataFrame:
+    """The images that a file, a folder or a pattern names, one row each.
+
+    id (file name), path, mask (a file NAME-d beside it; empty: none), width, height (pixels),
+    reason (why it cannot be used; empty: it can). OwnImageError where none can be used.
+    """
+    place, rows = paths.resolve(asked), []
+    found = place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
+    for file in sorted(file for file in found if file.is_file() and file.stem[-2:] != "-d"):
+        row = {"id": file.name, "path": str(file), "mask": "", "reason": ""}
+        row |= images.inspect(file)
+        for mask in [] if row["reason"] else file.parent.glob(f"{glob.escape(file.stem)}-d.*"):
+            problem = images.mask_problem(mask, (row["width"], row["height"]))
+            row["mask"] = "" if problem else str(mask)
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["id", "path", "mask", "width", "height", "reason"])
+    if (table["reason"] != "").all():
+        why = "; ".join(table["id"] + ": " + table["reason"]) or "no file there"
+        raise OwnImageError(f"IMAGES={asked}: {why}. Give a picture, a folder or a 'pattern'")
+    return table
+
+
+def answers(run: runs.Run, model: nn.Module, pictures: np.ndarray, table: pd.DataFrame):
+    """(features (n, d), predictions) of uint8 (n, 3, s, s), the ``table`` (id, group, part, label).
+
+    Features are what the head is given for the first view; probabilities are not calibrated.
+    """
+    recipe, seen, head = runs.recipe_of(run), [], model.get_submodule(model.head_name)
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].float().cpu()))
+    values = fitting.probabilities(model, pictures, recipe, recipe.test_flips)
+    hook.remove()
+    first = [batch for k, batch in enumerate(seen) if k % recipe.test_flips == 0]
+    predictions = tables.as_predictions(table, values, recipe.task)
+    return cat(first).flatten(1).numpy(), runs.table([replace(run, predictions=predictions)])
+
+
+def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosine distances (n, m), 0..2, of features (n, d) and (m, d)."""
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
+    return 1 - units[0] @ units[1].T
+
+
+def traits(pictures: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
+    """What can be unusual of pictures uint8 (n, 3, s, s): longer side in pixels (width, height of
+    ``table``), colour of the edge (0..255), contrast."""
+    edges = [pictures[:, :, 0], pictures[:, :, -1], pictures[..., 0], pictures[..., -1]]
+    colour = np.median(np.concatenate(edges, axis=2), axis=2)
+    about = pd.DataFrame(colour, columns=[f"{c} at the edge" for c in ("red", "green", "blue")])
+    about["longer side (pixels)"] = table[["width", "height"]].max(axis=1).to_numpy()
+    return about.assign(contrast=pictures.mean(axis=1).std(axis=(1, 2)))
