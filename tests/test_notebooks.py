@@ -1,4 +1,4 @@
-"""Notebooks are literature: rules that a machine can check, and all six executed in order by
+"""Notebooks are literature: rules that a machine can check, and all executed in order by
 nbval."""
 
 import ast
@@ -21,6 +21,7 @@ ORDER = [
     "04_explainability",
     "05_comparison",
     "06_calibration",
+    "07_own_images",
 ]
 
 
@@ -33,7 +34,7 @@ def code_cells(book):
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
-def test_the_six_notebooks_are_there():
+def test_the_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == ORDER
 
 
@@ -160,13 +161,13 @@ def nbval(reports, *notebooks):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """(reports, what nbval said) of all six notebooks in order, as in JupyterLab."""
+    """(reports, what nbval said) of all notebooks in order, as in JupyterLab."""
     reports = tmp_path_factory.mktemp("lab")
     return reports, nbval(reports, *NOTEBOOKS)
 
 
 @pytest.mark.slow
-def test_nbval_runs_all_six_in_order(lab):
+def test_nbval_runs_all_in_order(lab):
     reports, done = lab
     assert done.returncode == 0, done.stdout[-4000:]
     cells = sum(len(code_cells(nbformat.read(path, as_version=4))) for path in NOTEBOOKS)

@@ -18,9 +18,9 @@ from cervix_utils import paths
 
 DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {
-    "cervix_utils": 3330,
+    "cervix_utils": 3480,
     "benchmarks": 700,
-    "tools": 150,
+    "tools": 300,
     "workflow": 150,
 }  # lines of code at most
 CODE = {folder: sorted((paths.ROOT / folder).rglob("*.py")) for folder in FOLDERS}

@@ -23,12 +23,14 @@ from cervix_utils import paths
 from cervix_utils.data import datasets
 from cervix_utils.evaluation import metrics
 from cervix_utils.report import pages
+from cervix_utils.report.words import label
 
 FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
 PAGES = "0[2-6]_*.html"  # of the notebooks that can be without pictures
 EXPLAINED = r"04_.*|attribution.*|photographs-.*"  # page, table and figures of notebook 4
 MADE = r"(\d\d_.*|index)\.html|.*\.svg|({})\.csv\..*"
 MADE = MADE.format("|".join(["attribution", *datasets.DATASETS]))
+SHORT = ("accuracy", "mse", "log_loss")  # metrics of README's table; the index has all
 XZ = {"method": "xz", "preset": 9}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
@@ -207,9 +209,12 @@ def publish(name: str) -> Path:
 
 
 def results_table(results: pd.DataFrame) -> str:
-    """README's tables in Markdown, see ``pages.headline``; a pipeline is named in its first row."""
+    """README's short tables in Markdown, of ``pages.headline``: SHORT alone. A pipeline is named
+    in its first row."""
     lines = []
     for dataset, table in pages.headline(results):
+        shown = table["metric"].isin(map(label, SHORT))
+        table = table[shown & (table["pipeline"] != label("average_of_networks"))].copy()
         again = table["pipeline"].duplicated()
         table.loc[again, ["pipeline", "folds"]] = ""
         rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]

@@ -178,6 +178,11 @@ def index(name: str, settings: Mapping[str, Any], stems: list[str]) -> None:
         fingerprints[settings[key]] = datasets.fingerprint(table)
     pages.write_run_json(out, settings, fingerprints, stems)
     pages.write_index(out, name, stems)
+    from cervix_utils.explanation import own  # here: PyTorch, which no other step of this needs
+
+    for folder in [place for task in fingerprints for place in pages.run_folders(out, task)]:
+        if (folder / own.runs.FILES[0]).is_file():
+            own.contract(own.runs.read(folder))
 
 
 def case(run: str, asked: str, data_root: str) -> None:

@@ -52,7 +52,7 @@ def inspect(path: Path) -> dict:
     except UnidentifiedImageError:
         return {"reason": "not an image"}
     except (DepthError, Image.DecompressionBombError) as error:
-        return {"reason": f"{error}: save it smaller, with 8 bits a colour"}
+        return {"reason": f"damaged, or too large or deep ({error}): 8 bits a colour will do"}
     except (OSError, SyntaxError, ValueError) as error:
         return {"reason": f"truncated or damaged ({error})"}
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -6,16 +6,14 @@ for an image holds for images like the training images alone, so each answer say
 
 import glob
 import json
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from torch import cat, nn
 
 from cervix_utils import paths
-from cervix_utils.data import datasets, images, tables
+from cervix_utils.data import datasets, images
 from cervix_utils.evaluation import calibration, metrics
-from cervix_utils.training import fitting, recipes, runs
+from cervix_utils.training import recipes, runs
 
 CONTRACT, LEVEL = "model.json", 0.9  # file; share of groups whose set holds the right class
 OUTPUTS = {"squared_error": "score", "corn": "logits of P(grade above k) given above k - 1"}
@@ -40,10 +38,8 @@ def describe(run: runs.Run) -> dict:
     set; ``half_width``: grades around the score; both hold for LEVEL of the groups, None where too
     few calibrate.
     """
-    dataset, loss = (
-        datasets.get(run.recipe["task"]),
-        recipes.pipeline_of(run.recipe["pipeline"]).loss,
-    )
+    dataset = datasets.get(run.recipe["task"])
+    loss = recipes.pipeline_of(run.recipe["pipeline"]).loss
     predictions, temperature = runs.table([run]), None
     drawn = calibration.one_a_group(predictions, run.recipe["seed"])
     if metrics.has_probabilities(drawn):
@@ -73,13 +69,15 @@ def contract(run: runs.Run) -> dict:
 def read(asked: str) -> pd.DataFrame:
     """The images that a file, a folder or a pattern names, one row each.
 
-    id (file name), path, mask (a file NAME-d beside it; empty: none), width, height (pixels),
-    reason (why it cannot be used; empty: it can). OwnImageError where none can be used.
+    id (file name; of a folder the place in it), path, mask (a file NAME-d beside it; empty: none),
+    width, height (pixels), reason (why it cannot be used; empty: it can). OwnImageError where none
+    can be used.
     """
     place, rows = paths.resolve(asked), []
     found = place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
     for file in sorted(file for file in found if file.is_file() and file.stem[-2:] != "-d"):
-        row = {"id": file.name, "path": str(file), "mask": "", "reason": ""}
+        name = str(file.relative_to(place)) if place.is_dir() else file.name
+        row = {"id": name, "path": str(file), "mask": "", "reason": ""}
         row |= images.inspect(file)
         for mask in [] if row["reason"] else file.parent.glob(f"{glob.escape(file.stem)}-d.*"):
             problem = images.mask_problem(mask, (row["width"], row["height"]))
@@ -90,33 +88,3 @@ def read(asked: str) -> pd.DataFrame:
         why = "; ".join(table["id"] + ": " + table["reason"]) or "no file there"
         raise OwnImageError(f"IMAGES={asked}: {why}. Give a picture, a folder or a 'pattern'")
     return table
-
-
-def answers(run: runs.Run, model: nn.Module, pictures: np.ndarray, table: pd.DataFrame):
-    """(features (n, d), predictions) of uint8 (n, 3, s, s), the ``table`` (id, group, part, label).
-
-    Features are what the head is given for the first view; probabilities are not calibrated.
-    """
-    recipe, seen, head = runs.recipe_of(run), [], model.get_submodule(model.head_name)
-    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].float().cpu()))
-    values = fitting.probabilities(model, pictures, recipe, recipe.test_flips)
-    hook.remove()
-    first = [batch for k, batch in enumerate(seen) if k % recipe.test_flips == 0]
-    predictions = tables.as_predictions(table, values, recipe.task)
-    return cat(first).flatten(1).numpy(), runs.table([replace(run, predictions=predictions)])
-
-
-def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine distances (n, m), 0..2, of features (n, d) and (m, d)."""
-    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (first, second)]
-    return 1 - units[0] @ units[1].T
-
-
-def traits(pictures: np.ndarray, table: pd.DataFrame) -> pd.DataFrame:
-    """What can be unusual of pictures uint8 (n, 3, s, s): longer side in pixels (width, height of
-    ``table``), colour of the edge (0..255), contrast."""
-    edges = [pictures[:, :, 0], pictures[:, :, -1], pictures[..., 0], pictures[..., -1]]
-    colour = np.median(np.concatenate(edges, axis=2), axis=2)
-    about = pd.DataFrame(colour, columns=[f"{c} at the edge" for c in ("red", "green", "blue")])
-    about["longer side (pixels)"] = table[["width", "height"]].max(axis=1).to_numpy()
-    return about.assign(contrast=pictures.mean(axis=1).std(axis=(1, 2)))

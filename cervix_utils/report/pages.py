@@ -44,7 +44,7 @@ PACKAGES = ("torch", "torchvision", "fastai", "captum", "papermill")
 PAGES = "[0-9][0-9]_*.html"
 PLACE = r"_((?:train_)?[a-z]+)-(\d+)$"  # protocol and fold, at the end of a page's name
 LONG = 12  # rows of a table that is shown unfolded
-INTERVAL = r"(-?[\d.]+) (\(-?[\d.]+ to -?[\d.]+\))(.*)"  # a value and what it may be
+INTERVAL = r"(<td[^>]*>-?[\d.]+ )(\(-?[\d.]+ to -?[\d.]+\))"  # a value and what it may be
 SHOWN = {  # metrics of the overview, where classes are grades and where they are not
     True: ("accuracy", "binary_accuracy", "binary_f1", "mse", "auc_mean", "kappa_quadratic"),
     False: ("accuracy", "f1_macro", "log_loss"),
@@ -143,12 +143,11 @@ def _finish(html: str) -> str:
             element["alt"] = element.get("alt") or f"Figure: {heading}{_drawn(element['src'])}"
         else:
             element.replace_with("[picture not shown]")
-    return str(soup)
+    return re.sub(INTERVAL, r'\1<span class="ci">\2</span>', str(soup))
 
 
 def _in_words(table: Tag) -> None:
-    """Words for raw names, a lighter shade for intervals, dashes for NaN, no column of numbers
-    that only count the rows."""
+    """Words for raw names, dashes for NaN, no column of numbers that only count the rows."""
     heads = [cell.get_text() for cell in table.select("thead th")]
     counted = [row.th for row in table.select("tbody tr")]
     numbers = [cell and cell.get_text() for cell in counted]
@@ -164,11 +163,6 @@ def _in_words(table: Tag) -> None:
             cell.string = label(text)
         elif text == "NaN":
             cell.string, cell["class"] = "–", "none"
-        elif found := re.fullmatch(INTERVAL, text):
-            cell.string = f"{found[1]} "
-            cell.append(Tag(name="span", attrs={"class": "ci"}))
-            cell.span.string = found[2]
-            cell.append(found[3])
 
 
 def _frame(soup: BeautifulSoup, table: Tag, heading: str) -> None:
@@ -189,17 +183,13 @@ def _drawn(source: str) -> str:
 
 
 def _answer_first(cells: list) -> list:
-    """The section "Answer" right after the question, before the way to it."""
-    heads = [c.cell_type == "markdown" and c.source.startswith("## ") for c in cells]
-    answers = [i for i, c in enumerate(cells) if heads[i] and c.source.startswith("## Answer")]
-    if not answers:
+    """The section "Answer" right after the question, before the way to it; the last cell stays."""
+    heads = [i for i, cell in enumerate(cells) if cell.source.startswith("## ")]
+    answer = [i for i in heads if cells[i].source.startswith("## Answer")]
+    if not answer:
         return cells
-    first = last = answers[0]
-    while last + 1 < len(cells) and not (
-        heads[last + 1] or "provenance(" in cells[last + 1].source
-    ):
-        last += 1
-    return cells[:1] + cells[first : last + 1] + cells[1:first] + cells[last + 1 :]
+    first, last = answer[0], [*heads, len(cells) - 1][heads.index(answer[0]) + 1]
+    return cells[:1] + cells[first:last] + cells[1:first] + cells[last:]
 
 
 def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
@@ -217,9 +207,8 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
     look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
     inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor], **look, **inside)
-    near = {"Previous": [stem for stem in sorted(stems) if stem < html.stem][-1:]}
-    near |= {"Next": [stem for stem in sorted(stems) if stem > html.stem][:1]} if stems else {}
-    facts = {"near": near, "failed": _prepare(source), "run": source.metadata.get("papermill", {})}
+    facts = {"failed": _prepare(source), "run": source.metadata.get("papermill", {})}
+    facts |= {"stem": html.stem, "stems": sorted(stems)}
     exporter.environment.globals["page"] = _page(_title(source), **facts)
     body, _ = exporter.from_notebook_node(source, {"metadata": {"path": str(notebook.parent)}})
     return _write(html, _finish(body))
@@ -356,33 +345,30 @@ def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
     return text.getvalue(), f"{label(metric)}: " + "; ".join(said)
 
 
-def write_overview(folder: Path, name: str) -> Path:
-    """Write index.html from the results.csv, run.json, pages and model cards of ``folder``."""
+def write_overview(folder: Path, name: str, report_dir: Path | None = None) -> Path:
+    """Write index.html from the results.csv, run.json and pages of ``folder``; of ``report_dir``,
+    which has the runs, also the model cards."""
     from cervix_utils.evaluation import comparison
 
     run = json.loads((folder / "run.json").read_text())
     results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
-    values = {"name": name, "run": run, "tables": headline(results)}
+    values = {"name": name, "run": run, "tables": headline(results), "cards": bool(report_dir)}
+    for dataset, table in values["tables"] if report_dir else []:
+        files = [place / "recipe.json" for place in run_folders(report_dir, dataset.name)]
+        values["recipes"] = [paths.public(json.loads(file.read_text())) for file in files]
+        card, title = folder / f"model_card_{dataset.name}.html", f"Model card: {dataset.title}"
+        _fill(card, "model_card.html.j2", title, dataset=dataset, table=table, **values)
     table = comparison.summary(results)
     values["rows"] = table.set_index([*comparison.NUMBER, "protocol"]).to_dict("index")
     values["best"] = partial(comparison.best_baseline, table)
     drawing, values["said"] = glance(results)
     values["glance"] = base64.b64encode(drawing.encode()).decode()
     values["entries"] = [_entry(page, run["seconds"]) for page in sorted(folder.glob(PAGES))]
-    values["cards"] = {card.name for card in folder.glob("model_card_*.html")}
     title = f"Cervical screening images: report “{name}”"
     return _fill(folder / "index.html", "overview.html.j2", title, **values)
 
 
 def write_index(report_dir: Path, name: str, stems: Sequence[str]) -> Path:
     """Write index.html and the model cards of a report whose pages are ``stems``; remove others."""
-    books = {stem: read(report_dir / f"{stem}.ipynb") for stem in sorted(stems)}
-    _remove_others(report_dir, books)
-    values = {"name": name, "run": json.loads((report_dir / "run.json").read_text())}
-    tables = headline(pd.read_csv(report_dir / "results.csv", dtype={"fold": str}))
-    for dataset, table in tables:
-        files = [folder / "recipe.json" for folder in run_folders(report_dir, dataset.name)]
-        values["recipes"] = [paths.public(json.loads(file.read_text())) for file in files]
-        card, title = report_dir / f"model_card_{dataset.name}.html", f"Model card: {dataset.title}"
-        _fill(card, "model_card.html.j2", title, dataset=dataset, table=table, **values)
-    return write_overview(report_dir, name)
+    _remove_others(report_dir, {stem: read(report_dir / f"{stem}.ipynb") for stem in stems})
+    return write_overview(report_dir, name, report_dir)

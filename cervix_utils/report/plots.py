@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from skimage.measure import block_reduce
 
-from cervix_utils.data import datasets
 from cervix_utils.data.images import CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
 from cervix_utils.report import words
@@ -84,19 +83,6 @@ def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> Axes:
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)
     return _with(ax, xlabel="epoch", ylabel="loss", title=title)
-
-
-def counts(ax: Axes, table: pd.DataFrame, task: str) -> Axes:
-    """Images by class (or by what a published table counts), published numbers as diamonds."""
-    dataset = datasets.get(task)
-    order = list(dataset.published or dataset.originals)
-    numbers = table[dataset.published_by].value_counts().reindex(order, fill_value=0)
-    ax.barh(range(len(order)), numbers, color=PALETTE[0], label="found here")
-    published = list(dataset.published.values())
-    ax.plot(published, range(len(published)), "D", mfc="none", color=PALETTE[1], label="published")
-    ax.legend(frameon=False)
-    _rows(ax, order)
-    return _with(ax, xlabel=dataset.noun, title=dataset.title)
 
 
 def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=False) -> Axes:
