@@ -27,7 +27,7 @@ reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=de
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
 
 case: .venv/.done  ## a trained network on your own images: RUN=run folder IMAGES=file, folder or 'pattern' DATA=its data
-	@$(PY) workflow/jobs.py case "$(abspath $(RUN))" "$(if $(IMAGES),$(abspath $(IMAGES)))" "$(if $(DATA),$(abspath $(DATA)),demo)"
+	@$(PY) workflow/jobs.py case "$(RUN)" "$(IMAGES)" "$(or $(DATA),demo)"
 
 score: .venv/.done  ## your predictions on the published splits, measured like ours: PREDICTIONS=mine.csv
 	@$(PY) -m tools.score "$(PREDICTIONS)"
@@ -36,7 +36,7 @@ publish: .venv/.done  ## copy what may be shared of a finished report to reports
 	$(PY) -m tools.publish $(CONFIG)
 
 doctor: .venv/.done  ## what this machine has for the study, and what to do about each: DATA=folder
-	@$(PY) -m tools.doctor "$(if $(DATA),$(abspath $(DATA)))"
+	@$(PY) -m tools.doctor "$(DATA)"
 
 lab: .venv/.done  ## open JupyterLab on the notebooks, on this machine alone
 	@if [ "$$(id -u)" = 0 ]; then echo "running as root: JupyterLab is started with --allow-root, on 127.0.0.1 alone"; fi

@@ -152,6 +152,8 @@ def test_what_cannot_be_used_is_named_and_the_others_go_on(tmp_path, write_image
     )
     assert list(own.read(str(folder / "g*.png"))["id"]) == ["good.png", "grey.png"]
     assert list(own.read(str(folder / "good.png"))["id"]) == ["good.png"]
+    strange = write_image(tmp_path / "a picture [1].png", 5)
+    assert list(own.read(str(strange))["id"]) == [strange.name]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def read(asked: str) -> pd.DataFrame:
     """
     place, rows = paths.resolve(asked), []
     found = place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
+    found = [place] if place.is_file() else found
     for file in sorted(file for file in found if file.is_file() and file.stem[-2:] != "-d"):
         name = str(file.relative_to(place)) if place.is_dir() else file.name
         row = {"id": name, "path": str(file), "mask": "", "reason": ""}
