@@ -35,6 +35,7 @@ XZ = {"method": "xz", "preset": 9}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
 ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
+PLAIN_GROUP = r"<g>([^<>]*(?:<(?!/?g\b)[^<>]*>[^<>]*)*)</g>"  # one that says nothing of its content
 PLAIN = r'<span class="(?:n|p|o|w|nn|bp|fm|vm|nc|ne|kt)">(.*?)</span>'  # code that has no colour
 
 
@@ -84,7 +85,9 @@ def slim(svg: str) -> str:
     svg = re.sub(r"<\?xml.*?\?>|<!.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.4g}", svg)
     svg = re.sub(r"\s+", " ", svg).replace("> <", "><").replace("<g/>", "")
-    svg = re.sub(r"<g>(<(?:path|use)[^<>]*/>)</g>", r"\1", svg)
+    svg = re.sub(r" transform=\"rotate\(-?0 [^)]*\)\"", "", svg)  # by nothing
+    while (less := re.sub(PLAIN_GROUP, r"\1", svg)) != svg:
+        svg = less
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r" ?([A-Za-z]) ?", r"\1", path[0]), svg)
     names = {name: f"i{k}" for k, name in enumerate(dict.fromkeys(re.findall(LINK, svg)))}
     svg = re.sub(ID, lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
