@@ -7,7 +7,7 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
-.PHONY: help lab reports publish test bench lint clean unlock lock
+.PHONY: help doctor lab reports case score publish test bench lint clean unlock lock
 .DEFAULT_GOAL := help
 GIVEN = name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
 
@@ -26,8 +26,17 @@ reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=de
 	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config $(GIVEN)
 	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
 
+case: .venv/.done  ## a trained network on your own images: RUN=run folder IMAGES=file, folder or 'pattern' DATA=its data
+	@$(PY) workflow/jobs.py case "$(RUN)" "$(IMAGES)" "$(or $(DATA),demo)"
+
+score: .venv/.done  ## your predictions on the published splits, measured like ours: PREDICTIONS=mine.csv
+	@$(PY) -m tools.score "$(PREDICTIONS)"
+
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
 	$(PY) -m tools.publish $(CONFIG)
+
+doctor: .venv/.done  ## what this machine has for the study, and what to do about each: DATA=folder
+	@$(PY) -m tools.doctor "$(DATA)"
 
 lab: .venv/.done  ## open JupyterLab on the notebooks, on this machine alone
 	@if [ "$$(id -u)" = 0 ]; then echo "running as root: JupyterLab is started with --allow-root, on 127.0.0.1 alone"; fi

@@ -116,7 +116,7 @@ def _typed(value: Any) -> Any:
     """A value of the command line as YAML has it: Snakemake gives ``[0, 1]`` as ['0', '1']."""
     if isinstance(value, list):
         return [_typed(item) for item in value]
-    plain = isinstance(value, str) and re.fullmatch(r"true|false|-?\d+", value)
+    plain = isinstance(value, str) and re.fullmatch(r"true|false|-?\d+", value, re.IGNORECASE)
     return yaml.safe_load(value) if plain else value
 
 

@@ -197,7 +197,8 @@ def test_overrides_win(write):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("7", 7), ("-1", -1), ("true", True), (["0", "2"], [0, 2]), (["paper"], ["paper"]),
+    [("7", 7), ("-1", -1), ("true", True), ("False", False),
+     (["0", "2"], [0, 2]), (["paper"], ["paper"]),
      ("none", "none"), ("1e-3", "1e-3"), (0.001, 0.001), ("", "")],
 )  # fmt: skip
 def test_values_of_the_command_line_are_read_as_yaml(write, text, value):

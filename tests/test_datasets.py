@@ -93,7 +93,10 @@ def test_every_layout_of_herlev_reads_the_same(herlev, layout):
 SPELLINGS = ["normal_superficial", "Normal Superficiel", "1_NORMAL-SUPERFICIEL"]
 
 
-@pytest.mark.parametrize("folder", [*SPELLINGS, " 01. normal_superficiel "])
+SUFFIXED = ["normal_superficiel_org_74_jpeg", "Normal_Superficial_74", "normal_superficiel_bmp"]
+
+
+@pytest.mark.parametrize("folder", [*SPELLINGS, " 01. normal_superficiel ", *SUFFIXED])
 def test_spellings_of_a_class(folder):
     assert datasets.herlev_class(folder) == FRENCH
 
@@ -129,11 +132,12 @@ def test_two_slides_are_two_name_groups_and_free_names_say_nothing(herlev, write
 
 
 PATTERNS = {
-    "train": ["train/Type_{}", "train/train/Type_{}", "Train/type_{}"],
+    "train": ["train/Type_{}", "train/train/Type_{}", "Train/type_{}", "Type_{}_mini"],
     "additional": [
         "additional_Type_{0}_v2/Type_{0}",
         "additional/Type_{}",
         "additional/additional_Type_{0}_v2/Type_{0}",
+        "additional/Type_{}_mini",
     ],
 }
 

@@ -1,4 +1,4 @@
-"""Notebooks are literature: rules that a machine can check, and all of them executed in order by
+"""Notebooks are literature: rules that a machine can check, and all executed in order by
 nbval."""
 
 import ast
@@ -21,6 +21,7 @@ ORDER = [
     "04_explainability",
     "05_comparison",
     "06_calibration",
+    "07_own_images",
     "08_elsewhere",
 ]
 

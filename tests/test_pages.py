@@ -262,6 +262,42 @@ def test_tables_scroll_and_show_a_dash_for_nan(tmp_path):
     assert " ".join(re.findall("<td[^>]*>.*?</td>", html)[1:]) == cells
 
 
+def test_tables_have_words_of_the_field_and_long_ones_are_folded(tmp_path):
+    table = pd.DataFrame({"metric": ["f1_macro", "kappa_quadratic"], "pipeline": ["sgd", "corn"]})
+    table["train_loss"] = ["0.697 (0.658 to 0.735) forest", "a_word_of_ours"]
+    long = pd.DataFrame({"paper": range(pages.LONG + 1)})
+    outputs = [output({"text/html": frame.to_html()}) for frame in (table, long)]
+    html, page = render(tmp_path, new_markdown_cell("# T\n\n## Rows"), code("t", *outputs))
+    assert rows_of(html)[:3] == [
+        ["metric", "pipeline", "training loss"],
+        ["F1, macro", "paper C as written", "0.697 (0.658 to 0.735) forest"],
+        ["quadratic kappa", "ordinal regression (CORN)", "a_word_of_ours"],
+    ]
+    assert '0.697 <span class="ci">(0.658 to 0.735)</span> forest' in html
+    assert rows_of(html)[3] == ["published"]
+    folded = [text for path, text in page.texts if path[-2:] == ("details", "summary")]
+    assert "Rows: table of 13 rows" in folded and html.count('class="long"') == 1
+
+
+def test_the_answer_stands_before_the_way_to_it(tmp_path):
+    texts = ["# T", "## Way", "## Answer\n\nIt is", "more"]
+    cells = [new_markdown_cell(text) for text in texts]
+    cells[2:2] = [code("way = 1")]
+    _, page = render(tmp_path, *cells, code("answer = 1"), code("pages.provenance(settings)"))
+    shown = page.text()
+    places = [shown.index(word) for word in ("It is", "more", "Way", "way")]
+    assert places == sorted(places)
+    sources = [shown.index(word) for word in ("answer", "way", "provenance")]
+    assert sources == sorted(sources) and sources[0] < shown.index("Way")
+
+
+def test_a_drawing_says_what_it_shows(tmp_path):
+    texts = "<text>0.5</text><text>AUC of &amp; that</text>"
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg">{texts}</svg>'
+    _, page = render(tmp_path, new_markdown_cell("# T"), code("f", output({"image/svg+xml": svg})))
+    assert page.all("img")[0]["alt"] == "Figure: T. It shows: AUC of & that"
+
+
 def test_lines_printed_one_by_one_are_one_block(tmp_path):
     lines = [stream(f"{name} {k}\n", name) for k in (1, 2) for name in ("stdout", "stderr")]
     _, page = render(tmp_path, code("p", *lines))
@@ -430,6 +466,11 @@ def test_the_overview_shows_the_numbers(report):
         ["paper C as written", "F1, macro", "1", "0.79", "0.550 (0.500 to 0.600)", "–"],
     ]
     assert rows_of(html)[:5] == expected
+    findings = " ".join(Page(html).text("ol").split())
+    assert "as published, within the uncertainty where no relative" not in findings
+    assert f"Accuracy {grouped} then, {value} on random images, 0.745 published" in findings
+    assert "the published accuracy is not reached" in findings  # 0.745 lies above 0.450 to 0.650
+    assert f"Without any network: {forest.replace(') ', '), ')}." in findings
     assert "without_cell" not in html and "0.99" not in html
     assert problems(html) == [] and "demonstration" not in html
     assert DISCLAIMER in Page(html).text("aside")
@@ -442,8 +483,9 @@ def test_the_overview_groups_pages_and_takes_tagged_figures_only(report):
     assert links == [f"{stem}.html" for stem in sorted(STEMS)]
     assert "grouped split, fold 1" in page.text("li") and "1 min 15 s" in page.text("li")
     assert len([a for a in page.all("li") if a.get("class") == "card"]) == 3
-    (thumbnail,) = page.all("img")
+    glance, thumbnail = page.all("img")
     assert base64.b64decode(thumbnail["src"].partition(",")[2]).decode() == SVG
+    assert "classification + regression, random split 0.787" in glance["alt"]
     assert page.text("h3").count(BAD) == 3
     assert page.text("h1") == "Cervical screening images: report “<b>demo”"
 
@@ -458,6 +500,24 @@ def test_a_report_keeps_only_the_pages_and_tables_of_its_configuration(report):
     assert {f"predictions/{table}.csv" for table in TABLES} <= found
     assert "notes.txt" in found
     assert len(list(report.glob("runs/*/*/*/recipe.json"))) == len(TABLES) + 1  # runs stay
+
+
+def links_of(file: Path) -> list[str]:
+    """Relative addresses that a page leads to, without the part of the page."""
+    found = [a["href"].partition("#")[0] for a in Page(file.read_text("utf-8")).all("a")]
+    return [address for address in found if address and "://" not in address]
+
+
+def test_every_link_of_a_report_leads_somewhere(report):
+    for stem in STEMS:
+        pages.to_html(report / f"{stem}.ipynb", report / f"{stem}.html", STEMS)
+    pages.write_index(report, "paper", STEMS)
+    for page in report.glob("*.html"):
+        assert [name for name in links_of(page) if not (page.parent / name).is_file()] == []
+    first, *_, last = sorted(STEMS)
+    assert links_of(report / f"{first}.html") == ["index.html", f"{sorted(STEMS)[1]}.html"] * 2
+    assert links_of(report / f"{last}.html") == ["index.html", f"{sorted(STEMS)[-2]}.html"] * 2
+    assert "index.html" in links_of(report / "model_card_herlev.html")
 
 
 def test_tables_stay_where_no_page_names_any(report):
@@ -484,7 +544,8 @@ def test_a_model_card_names_data_recipes_and_numbers_of_the_runs_in_use(report):
     assert facts["Pipelines"] == ["classification + regression"]
     assert facts["Fingerprint"] == ["f" * 12] and "NiSIS 2005" in facts["Source"][0]
     assert "light dysplastic, moderate dysplastic" in facts["Classes, in order of severity"][0]
-    assert "0.550 (0.450 to 0.650)" in html and DISCLAIMER in Page(html).text("aside")
+    assert any("0.550 (0.450 to 0.650)" in row for row in rows_of(html))
+    assert DISCLAIMER in Page(html).text("aside")
     assert {file.name for file in report.glob("model_card_*")} == {
         "model_card_herlev.html",
         "model_card_colposcopy.html",

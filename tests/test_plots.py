@@ -92,20 +92,6 @@ def test_losses_mark_the_epoch_that_is_kept(ax):
     assert ax.get_legend_handles_labels()[1] == ["train", "valid", "kept"]
 
 
-@pytest.mark.parametrize(
-    ("task", "column", "first"),
-    [("herlev", "original", "normal_superficiel"), ("colposcopy", "source", "train")],
-)
-def test_counts_stand_beside_those_published(ax, task, column, first):
-    dataset = datasets.get(task)
-    plots.counts(ax, pd.DataFrame({column: [first, first, list(dataset.published)[-1]]}), task)
-    widths = [bar.get_width() for bar in ax.patches]
-    assert widths == [2, *[0] * (len(dataset.published) - 2), 1]
-    assert list(ax.lines[0].get_xdata()) == list(dataset.published.values())
-    assert (ax.get_xlabel(), ax.get_title()) == (dataset.noun, dataset.title)
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first class stands above
-
-
 def test_intervals_are_drawn_where_they_are(ax):
     table = pd.DataFrame({"value": [0.5, 0.8], "low": [0.4, 0.7], "high": [0.7, 0.9]})
     plots.with_intervals(ax, table.assign(name=["auc_mean", "mse"]), "name")

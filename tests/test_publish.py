@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_metrics import drawn
-from test_pages import Page, problems
+from test_pages import Page, links_of, problems
 
 from cervix_utils import paths
 from cervix_utils.evaluation import baselines, metrics
@@ -26,6 +27,17 @@ from tools import publish
 
 PUBLISHED = paths.ROOT / "reports" / "published"
 README = f"before\n{publish.BEGIN}\nold\n{publish.END}\nafter\n"
+RUN = json.dumps(
+    {
+        "name": "toy",
+        "date": "2026-01-02T03:04",
+        "commit": "unknown",
+        "seconds": {},
+        "configuration": {"seed": 0},
+        "data_fingerprint": {},
+        "versions": {},
+    }
+)
 LINES = '<svg xmlns="http://www.w3.org/2000/svg"><style></style><path d="M 0 0 L 9 9"/></svg>'
 
 
@@ -66,7 +78,7 @@ def report(tmp_path, monkeypatch):
         (run / "model.safetensors").write_bytes(b"weights")
         pd.DataFrame({"epoch": [1, 2]}).to_csv(run / "history.csv", index=False)
         metrics.results(both, 20).to_csv(folder / "results.csv", index=False)
-        (folder / "run.json").write_text("{}")
+        (folder / "run.json").write_text(RUN)
         (folder / "attribution.csv").write_text("id,x\nNA,0.10\n")
         (folder / "attribution").mkdir()
         (folder / "attribution" / "maps.npz").write_bytes(b"maps")
@@ -88,7 +100,14 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-NUMBERS = {"results.csv", "run.json", "recipes.jsonl", "histories.csv", "herlev.csv.xz"}
+NUMBERS = {
+    "index.html",
+    "results.csv",
+    "run.json",
+    "recipes.jsonl",
+    "histories.csv",
+    "herlev.csv.xz",
+}
 EXPLAINED = {"04_explainability.html", "attribution.csv.xz", "figures/04.svg"}
 
 
@@ -233,7 +252,7 @@ def numbers_of(svg: str) -> np.ndarray:
 def looks_of(svg: str) -> list[str]:
     """Style of each drawn element in order, through classes."""
     rules = dict(re.findall(r"\.(s\d+)\{([^}]*)\}", svg))
-    elements = ElementTree.fromstring(svg).iter()
+    elements = [e for e in ElementTree.fromstring(svg).iter() if not e.tag.endswith("}g")]
     return [rules.get(element.get("class"), element.get("style", "")) for element in elements]
 
 
@@ -301,6 +320,7 @@ def test_a_readme_without_its_marks_is_refused():
 def test_the_command_publishes_and_makes_the_table(report, tmp_path, monkeypatch, capsys):
     folder = report()
     monkeypatch.setattr(publish.paths, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(README)
     publish.main(["toy"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "published")
@@ -406,10 +426,24 @@ def test_published_pages_load_nothing_and_their_figures_are_whole(page):
     text = page.read_text("utf-8")
     assert problems(text) == []
     sources = [image["src"] for image in Page(text).all("img")]
-    assert len(sources) >= 2
+    assert len(sources) >= (1 if page.stem == "index" else 2)
     for source in sources:
         root = ElementTree.fromstring(unquote(source.removeprefix("data:image/svg+xml,")))
         assert root.tag.endswith("svg")
+
+
+@published
+@pytest.mark.parametrize("page", sorted(PUBLISHED.glob("*.html")), ids=lambda page: page.stem)
+def test_every_link_of_a_published_page_leads_somewhere(page):
+    wanted = links_of(page)
+    assert wanted and [name for name in wanted if not (PUBLISHED / name).exists()] == []
+
+
+@published
+def test_the_published_overview_is_that_of_the_published_numbers(tmp_path):
+    shutil.copytree(PUBLISHED, tmp_path / "published")
+    again = publish.write_index(tmp_path / "published").read_text("utf-8")
+    assert again == (PUBLISHED / "index.html").read_text("utf-8")
 
 
 @published

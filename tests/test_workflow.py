@@ -142,7 +142,8 @@ def test_run_folders_are_whole_and_groups_stay_on_one_side(demo):
     folders = [runs.read(file.parent) for file in (demo[0] / "runs").glob("*/*/[!.]*/recipe.json")]
     assert len(folders) == 2 * 2 + 3 * 2
     for run in folders:
-        assert sorted(path.name for path in run.folder.iterdir()) == sorted(runs.FILES)
+        names = sorted(path.name for path in run.folder.iterdir())
+        assert names == sorted([*runs.FILES, "model.json"])
         sides = run.predictions.groupby("group")["part"].nunique()
         assert (sides.max() == 1) == (run.recipe["protocol"] == "grouped")
 

@@ -1,6 +1,7 @@
 """A finished report -> reports/published, which git carries; and its table -> README.md.
 
-``python -m tools.publish NAME``. Without a name README's table is made again, nothing else.
+``python -m tools.publish NAME``. Without a name what follows from the published numbers alone is
+made again: README's table, its figure and the index of the published pages.
 """
 
 import base64
@@ -13,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pandas as pd
@@ -21,15 +23,19 @@ from cervix_utils import paths
 from cervix_utils.data import datasets
 from cervix_utils.evaluation import metrics
 from cervix_utils.report import pages
+from cervix_utils.report.words import label
 
 FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
 PAGES = "0[2-6]_*.html"  # of the notebooks that can be without pictures
 EXPLAINED = r"04_.*|attribution.*|photographs-.*"  # page, table and figures of notebook 4
-MADE = r"\d\d_.*\.html|.*\.svg|(attribution|{})\.csv\..*".format("|".join(datasets.DATASETS))
+MADE = r"(\d\d_.*|index)\.html|.*\.svg|({})\.csv\..*"
+MADE = MADE.format("|".join(["attribution", *datasets.DATASETS]))
+SHORT = ("accuracy", "mse", "log_loss")  # metrics of README's table; the index has all
 XZ = {"method": "xz", "preset": 9}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
 ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
+PLAIN_GROUP = r"<g>([^<>]*(?:<(?!/?g\b)[^<>]*>[^<>]*)*)</g>"  # one that says nothing of its content
 PLAIN = r'<span class="(?:n|p|o|w|nn|bp|fm|vm|nc|ne|kt)">(.*?)</span>'  # code that has no colour
 
 
@@ -78,7 +84,10 @@ def slim(svg: str) -> str:
     """The same drawing in half the bytes: four digits a number, one name for each look."""
     svg = re.sub(r"<\?xml.*?\?>|<!.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.4g}", svg)
-    svg = re.sub(r"\s+", " ", svg).replace("> <", "><")
+    svg = re.sub(r"\s+", " ", svg).replace("> <", "><").replace("<g/>", "")
+    svg = re.sub(r" transform=\"rotate\(-?0 [^)]*\)\"", "", svg)  # by nothing
+    while (less := re.sub(PLAIN_GROUP, r"\1", svg)) != svg:
+        svg = less
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r" ?([A-Za-z]) ?", r"\1", path[0]), svg)
     names = {name: f"i{k}" for k, name in enumerate(dict.fromkeys(re.findall(LINK, svg)))}
     svg = re.sub(ID, lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
@@ -99,8 +108,9 @@ def _address(match: re.Match) -> str:
 
 
 def slim_page(page: str) -> str:
-    """A page with slim figures, and without the marks of code that have no colour."""
-    return re.sub(PLAIN, r"\1", re.sub(ADDRESS, _address, page))
+    """A page with slim figures and styles, and without the marks of code that have no colour."""
+    page = re.sub(PLAIN, r"\1", re.sub(ADDRESS, _address, page))
+    return re.sub("(?s)<style>.*?</style>", lambda m: re.sub(r"\s*([{};])\s*", r"\1", m[0]), page)
 
 
 # What is published
@@ -121,11 +131,18 @@ def _write_runs(report: Path, tasks: Sequence[str], to: Path) -> None:
     pd.concat(histories).to_csv(to / "histories.csv", index=False)
 
 
+def figures(notebook: Any, tag: str) -> list[str]:
+    """The SVG figures of the cells that have a tag."""
+    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
+
+
 def _write_figures(page: Path, folder: Path) -> None:
     """The figures of cells tagged ``figure-<title>``, the first of each cell."""
     book = pages.read(page.with_suffix(".ipynb"))
     for tag in {tag for cell in book.cells for tag in cell.metadata.get("tags", [])}:
-        drawn = pages.figures(book, tag) if tag.startswith("figure-") else []
+        drawn = figures(book, tag) if tag.startswith("figure-") else []
         for svg in drawn[:1]:
             (folder / f"{tag.removeprefix('figure-')}.svg").write_text(slim(svg))
 
@@ -140,12 +157,24 @@ def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
     _write_runs(source, list(tables), draft)
     (draft / "figures").mkdir(exist_ok=True)
     for page in html_pages:
-        (draft / page.name).write_text(slim_page(page.read_text("utf-8")), "utf-8")
+        stems = [page.stem for page in html_pages]
+        made = pages.to_html(page.with_suffix(".ipynb"), draft / page.name, stems)
+        made.write_text(slim_page(made.read_text("utf-8")), "utf-8")
         if page.name.startswith(("04", "05")):
             _write_figures(page, draft / "figures")
     if (source / "attribution.csv").is_file():
         attribution = pd.read_csv(source / "attribution.csv", dtype=str, keep_default_na=False)
         attribution.to_csv(draft / "attribution.csv.xz", index=False, compression=XZ)
+    write_index(draft)
+
+
+def write_index(folder: Path) -> Path:
+    """The overview of the pages in ``folder``; the figures of its cards stay in the pages."""
+    index = pages.write_overview(folder, json.loads((folder / "run.json").read_text())["name"])
+    text = re.sub(r'<div class="thumb">.*?</div>', "", index.read_text("utf-8"), flags=re.DOTALL)
+    with paths.whole(index) as draft:
+        draft.write_text(slim_page(text), "utf-8")
+    return index
 
 
 def publish(name: str) -> Path:
@@ -183,9 +212,12 @@ def publish(name: str) -> Path:
 
 
 def results_table(results: pd.DataFrame) -> str:
-    """README's tables in Markdown, see ``pages.headline``; a pipeline is named in its first row."""
+    """README's short tables in Markdown, of ``pages.headline``: SHORT alone. A pipeline is named
+    in its first row."""
     lines = []
     for dataset, table in pages.headline(results):
+        shown = table["metric"].isin(map(label, SHORT))
+        table = table[shown & (table["pipeline"] != label("average_of_networks"))].copy()
         again = table["pipeline"].duplicated()
         table.loc[again, ["pipeline", "folds"]] = ""
         rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
@@ -206,11 +238,14 @@ def main(arguments: Sequence[str]) -> None:
     try:
         for name in arguments:
             print(publish(name))
-        results = paths.reports_dir("published") / "results.csv"
-        readme = paths.ROOT / "README.md"
-        text = with_table(readme.read_text(), pd.read_csv(results, dtype={"fold": str}))
-        with paths.whole(readme) as draft:
-            draft.write_text(text)
+        folder, readme = paths.reports_dir("published"), paths.ROOT / "README.md"
+        results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
+        made = {readme: with_table(readme.read_text(), results)}
+        made[paths.ROOT / "docs" / "findings.svg"] = slim(pages.glance(results)[0])
+        write_index(folder)
+        for file, text in made.items():
+            with paths.whole(file) as draft:
+                draft.write_text(text)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -193,6 +193,20 @@ def index(name: str, settings: Mapping[str, Any], stems: list[str]) -> None:
         fingerprints[settings[key]] = datasets.fingerprint(table)
     pages.write_run_json(out, settings, fingerprints, stems)
     pages.write_index(out, name, stems)
+    from cervix_utils.explanation import own  # here: PyTorch, which no other step of this needs
+
+    for folder in [place for task in fingerprints for place in pages.run_folders(out, task)]:
+        if (folder / own.runs.FILES[0]).is_file():
+            own.contract(own.runs.read(folder))
+
+
+def case(run: str, asked: str, data_root: str) -> None:
+    """Notebook 7 on one's own images: a page and own_images.csv in ``reports/case``."""
+    out, name = paths.reports_dir("case"), "07_own_images"
+    values = {"own_run": run, "own_images": asked, "data_root": data_root, "report_name": out.name}
+    shown = {dataset.show_key: bool(asked) for dataset in datasets.DATASETS.values()}
+    execute(paths.NOTEBOOKS / f"{name}.ipynb", out / f"{name}.ipynb", values | shown)
+    print(pages.to_html(out / f"{name}.ipynb", out / f"{name}.html"))
 
 
 if __name__ == "__main__":
@@ -200,6 +214,8 @@ if __name__ == "__main__":
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
     elif step == "page":
-        pages.to_html(Path(arguments[0]), Path(arguments[1]))
+        pages.to_html(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
+    elif step == "case":
+        case(*arguments)
     else:
         index(arguments[0], *map(json.loads, arguments[1:]))

@@ -274,10 +274,11 @@ FACTS = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text())
 
 
 def herlev_class(folder: str) -> str | None:
-    """Herlev's class for the name of a folder: plain, numbered (``1_normal_superficiel``), in any
-    case, or in English spelling."""
+    """Herlev's class for the name of a folder: plain, numbered (``1_normal_superficiel``), with a
+    suffix (``normal_superficiel_org_74_jpeg``), in any case, or in English spelling."""
     plain = re.sub(r"^\d+[\s_.-]*", "", folder.strip().lower())
     plain = re.sub(r"[\s-]+", "_", plain).replace("superficial", "superficiel")
+    plain = re.sub(r"(_org)?(_\d+)?(_(jpe?g|png|bmp))?$", "", plain)
     return plain if plain in FACTS["herlev"]["labels"] else None
 
 
@@ -297,10 +298,10 @@ def sipakmed_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
 
 def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     """(source, type) from folders such as ``train/train/Type_1`` or
-    ``additional_Type_2_v2/Type_2``. ``test`` is unlabelled."""
+    ``additional_Type_2_v2/Type_2`` or ``Type_1_mini``. ``test`` is unlabelled."""
     path = f"/{'/'.join(folders).lower()}/"
     source = next((name for name in ("additional", "test") if f"/{name}" in path), "train")
-    types = re.findall(r"/(type_[123])(?=/)", path)
+    types = re.findall(r"/(type_[123])(?=/|_mini/)", path)
     label = types[-1].capitalize() if types else None
     return source, "" if source == "test" else label
 

@@ -14,6 +14,10 @@ NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 
 
+class DepthError(ValueError):
+    """A picture has more than 8 bits a colour; Pillow would cut them off."""
+
+
 def open_image(path: str | Path, least: int = 0) -> Image.Image:
     """The decoded picture: RGB, EXIF orientation applied. Raises OSError where it does not decode.
 
@@ -24,6 +28,8 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
         if least:
             sides = [2 * least * side / max(image.size) for side in image.size]
             image.draft(None, [int(side) or 1 for side in sides])
+        if image.mode[0] in "IF":
+            raise DepthError(f"{image.mode} pixels")
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -71,7 +77,9 @@ def inspect(path: Path) -> dict:
         image = open_image(path)
     except UnidentifiedImageError:
         return {"reason": "not an image"}
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (DepthError, Image.DecompressionBombError) as error:
+        return {"reason": f"damaged, or too large or deep ({error}): 8 bits a colour will do"}
+    except (OSError, SyntaxError, ValueError) as error:
         return {"reason": f"truncated or damaged ({error})"}
     digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
     phash = int(str(imagehash.phash(image)), 16)

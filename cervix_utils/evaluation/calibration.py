@@ -210,6 +210,13 @@ def reachable(n: int, level: float) -> bool:
     return _rank(n, level) <= n
 
 
+def limit(scores: Array, level: float) -> float:
+    """The largest score in a set, from ``scores`` (n,) of right answers, one a group; infinite
+    where n groups are too few to promise ``level``."""
+    rank = _rank(len(scores), level)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else np.inf
+
+
 def by_chance(n: int, level: float) -> tuple[float, float]:
     """Where the coverage of 95 % of valid sets lies, by the draw of n groups (Vovk 2012)."""
     if not reachable(n, level):
@@ -234,8 +241,8 @@ def prediction_sets(predictions: Frame, kind: str, level: float, seed: int) -> A
         return np.ones(tested.shape, dtype=bool)
     if by_mapie:
         return _by_mapie(tested, given, true, kind, level, seed)
-    limit = np.sort(given[np.arange(n), true])[_rank(n, level) - 1]
-    return (tested <= limit) | np.eye(tested.shape[1], dtype=bool)[metrics.predicted_class(test)]
+    allowed = limit(given[np.arange(n), true], level)
+    return (tested <= allowed) | np.eye(tested.shape[1], dtype=bool)[metrics.predicted_class(test)]
 
 
 def _by_mapie(p: Array, given: Array, true: Array, kind: str, level: float, seed: int) -> Array:

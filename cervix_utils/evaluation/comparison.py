@@ -79,6 +79,19 @@ def side_by_side(results: Frame, extra: Sequence[tuple[str, str, str]] = ()) -> 
     return wide.reset_index()
 
 
+def at_a_glance(results: Frame, metric: str) -> Frame:
+    """``summary`` of the networks in one metric, with rows for what was published and for the
+    best without a network: protocol ``published`` and ``best``."""
+    table = summary(results).query("metric == @metric")
+    rows = table[~table["pipeline"].str.contains(f"^{BASELINE}|_without_|^average")]
+    stated = rows.dropna(subset="paper").drop_duplicates(["task", "pipeline"])
+    stated = stated.assign(protocol="published", value=stated["paper"], low=np.nan, high=np.nan)
+    best = [best_baseline(table, task, metric, "grouped") for task in rows["task"].unique()]
+    best = pd.DataFrame([row for row in best if row is not None], columns=table.columns)
+    best = best.drop(columns="pipeline").merge(rows[["task", "pipeline"]].drop_duplicates())
+    return pd.concat([stated, rows, best.assign(protocol="best")], ignore_index=True)
+
+
 def with_intervals(results: Frame, names: list[str], pipelines: Sequence[str]) -> Frame:
     """One row a pipeline and protocol, one column a metric of ``names``: 'value (low to high)'."""
     rows = summary(results)

@@ -7,6 +7,7 @@ which only states its provenance starts without them.
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
+from html import unescape
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -23,10 +26,11 @@ import bleach
 import jinja2
 import pandas as pd
 from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 from cervix_utils import paths
-from cervix_utils.data import datasets, splits
+from cervix_utils.data import datasets
+from cervix_utils.report.words import known, label
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption
@@ -37,21 +41,14 @@ ATTRIBUTES = "alt class colspan height rowspan scope start style title width"
 LINKS = {("img", "src"): "data:image/", ("a", "href"): r"https?://|mailto:|#|(?!//)[\w./-]+(#|$)"}
 STYLES = CSSSanitizer(ALLOWED_CSS_PROPERTIES | {"margin", "max-width", "min-width", "padding"})
 PACKAGES = ("torch", "torchvision", "fastai", "captum", "papermill")
+PAGES = "[0-9][0-9]_*.html"
+PLACE = r"_((?:train_)?[a-z]+)-(\d+)$"  # protocol and fold, at the end of a page's name
+LONG = 12  # rows of a table that is shown unfolded
+INTERVAL = r"(<td[^>]*>-?[\d.]+ )(\(-?[\d.]+ to -?[\d.]+\))"  # a value and what it may be
 SHOWN = {  # metrics of the overview, where classes are grades and where they are not
     True: ("accuracy", "binary_accuracy", "binary_f1", "mse", "auc_mean", "kappa_quadratic"),
     False: ("accuracy", "f1_macro", "log_loss"),
 }
-
-
-def label(name: str) -> str:
-    """What people read for the name of a pipeline, protocol, metric or class."""
-    from cervix_utils.evaluation import baselines, metrics
-    from cervix_utils.training import recipes
-
-    if name in metrics.METRICS or name.startswith(("auc_", "f1_")):
-        return metrics.label_of(name)
-    words = {**recipes.PIPELINES, **splits.PROTOCOLS}
-    return words[name].label if name in words else baselines.label_of(name)
 
 
 # HTML that may come from data
@@ -92,13 +89,6 @@ def read(notebook: Path) -> Any:
     return nbformat.read(notebook, as_version=4)
 
 
-def figures(notebook: Any, tag: str) -> list[str]:
-    """The SVG figures of the cells that have a tag."""
-    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
-
-
 def _title(notebook: Any) -> str:
     """Text of the first Markdown heading."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
@@ -136,7 +126,7 @@ def _prepare(notebook: Any) -> bool:
 
 
 def _finish(html: str) -> str:
-    """Ids of headings, table of contents, texts of figures, tables that scroll, dashes for NaN."""
+    """Ids of headings, table of contents, texts of figures, tables that people can read."""
     soup = BeautifulSoup(html, "html.parser")
     contents, heading = soup.select_one(".toc ul"), soup.title.get_text()
     for number, element in enumerate(soup.main.select("h1, h2, h3, h4, img, table")):
@@ -147,19 +137,64 @@ def _finish(html: str) -> str:
                 item.append(soup.new_tag("a", href=f"#{element['id']}", string=heading))
                 contents.append(item)
         elif element.name == "table":
-            for cell in element.find_all("td", string="NaN"):
-                cell.string, cell["class"] = "–", "none"
-            frame = {"class": "scroll", "tabindex": "0", "role": "region"}
-            element.wrap(soup.new_tag("div", attrs=frame | {"aria-label": f"Table: {heading}"}))
+            _in_words(element)
+            _frame(soup, element, heading)
         elif element.get("src"):
-            element["alt"] = element.get("alt") or f"Figure: {heading}"
+            element["alt"] = element.get("alt") or f"Figure: {heading}{_drawn(element['src'])}"
         else:
             element.replace_with("[picture not shown]")
-    return str(soup)
+    return re.sub(INTERVAL, r'\1<span class="ci">\2</span>', str(soup))
 
 
-def to_html(notebook: Path, html: Path) -> Path:
-    """Render an executed notebook as one self-contained page and return ``html``.
+def _in_words(table: Tag) -> None:
+    """Words for raw names, dashes for NaN, no column of numbers that only count the rows."""
+    heads = [cell.get_text() for cell in table.select("thead th")]
+    counted = [row.th for row in table.select("tbody tr")]
+    numbers = [cell and cell.get_text() for cell in counted]
+    if heads[:1] == [""] and numbers == [str(n) for n in range(len(numbers))]:
+        for cell in [table.thead.th, *counted]:
+            cell.decompose()
+    for cell in table.select("th, td"):
+        text = cell.get_text().strip()
+        published = text == "paper" and cell.find_parent("thead") and "grouped" not in heads
+        if words := "published" if published else known(text):
+            cell.string = words
+        elif cell.name == "th" and re.fullmatch(r"[a-zA-Z0-9]+(_[a-zA-Z0-9]+)+", text):
+            cell.string = label(text)
+        elif text == "NaN":
+            cell.string, cell["class"] = "–", "none"
+
+
+def _frame(soup: BeautifulSoup, table: Tag, heading: str) -> None:
+    """A wide table scrolls in a frame of its own; a long one is folded."""
+    frame = {"class": "scroll", "tabindex": "0", "role": "region"}
+    place = table.wrap(soup.new_tag("div", attrs=frame | {"aria-label": f"Table: {heading}"}))
+    if (rows := len(table.select("tbody tr"))) > LONG:
+        folded = place.wrap(soup.new_tag("details", attrs={"class": "long"}))
+        folded.insert(0, soup.new_tag("summary", string=f"{heading}: table of {rows} rows"))
+
+
+def _drawn(source: str) -> str:
+    """What the words in a drawing of ours say: its titles, axes and legends."""
+    kind, _, code = source.partition(";base64,")
+    svg = base64.b64decode(code).decode() if kind == "data:image/svg+xml" else ""
+    said = dict.fromkeys(re.findall(r">\s*([^<>]*[A-Za-z][^<>]*?)\s*</text>", svg))
+    return ". It shows: " + unescape("; ".join(said))[:400] if said else ""
+
+
+def _answer_first(cells: list) -> list:
+    """The section "Answer" right after the question, before the way to it; the last cell stays."""
+    heads = [i for i, cell in enumerate(cells) if cell.source.startswith("## ")]
+    answer = [i for i in heads if cells[i].source.startswith("## Answer")]
+    if not answer:
+        return cells
+    first, last = answer[0], [*heads, len(cells) - 1][heads.index(answer[0]) + 1]
+    return cells[:1] + cells[first:last] + cells[1:first] + cells[last:]
+
+
+def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
+    """Render an executed notebook as one self-contained page and return ``html``. It leads to its
+    neighbours among ``stems``, the names of the pages of its report.
 
     It is written whole or not at all. What libraries say on stderr stands folded.
     """
@@ -167,11 +202,13 @@ def to_html(notebook: Path, html: Path) -> Path:
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     source = read(notebook)
+    source.cells = _answer_first(source.cells)
     filters = {"clean_html": clean_html, "printed_markdown": printed_markdown}
     look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
     inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor], **look, **inside)
     facts = {"failed": _prepare(source), "run": source.metadata.get("papermill", {})}
+    facts |= {"stem": html.stem, "stems": sorted(stems)}
     exporter.environment.globals["page"] = _page(_title(source), **facts)
     body, _ = exporter.from_notebook_node(source, {"metadata": {"path": str(notebook.parent)}})
     return _write(html, _finish(body))
@@ -183,12 +220,12 @@ def to_html(notebook: Path, html: Path) -> Path:
 def commit() -> str:
     """Commit of this project's checkout, and whether files of it were changed; else ``unknown``."""
     git = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=12"]
-    quiet: dict[str, Any] = {"text": True, "stderr": subprocess.DEVNULL, "timeout": 20}
-    with suppress(OSError, subprocess.SubprocessError):
-        if (paths.ROOT / ".git").exists():  # not installed inside another project's checkout
-            said = subprocess.check_output([*git, "--dirty"], cwd=paths.ROOT, **quiet)
-            return said.strip().replace("-dirty", " + uncommitted changes")
-    return "unknown"
+    said = ""
+    if (paths.ROOT / ".git").exists():  # not installed inside another project's checkout
+        with suppress(OSError, subprocess.SubprocessError):
+            quiet = {"cwd": paths.ROOT, "stderr": subprocess.DEVNULL, "timeout": 20}
+            said = subprocess.check_output([*git, "--dirty"], text=True, **quiet)
+    return said.strip().replace("-dirty", " + uncommitted changes") or "unknown"
 
 
 def versions() -> dict[str, str]:
@@ -255,13 +292,17 @@ def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame
     return tables
 
 
-def _entry(stem: str, notebook: Any) -> dict[str, Any]:
-    """A page in the overview: title, protocol and fold, seconds, a figure."""
-    place = re.search(r"_((?:train_)?[a-z]+)-(\d+)$", stem)
+def _entry(page: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """A page in the overview: title, question, protocol and fold, seconds, a figure."""
+    html, place = page.read_text("utf-8"), re.search(PLACE, page.stem)
+    parts = {"title": "<title>(.*?)</title>", "question": r"Question\.</strong>(.*?)</p>"}
+    parts["figure"] = '<figure class="thumbnail"><img[^>]*?src="([^"]*)'
+    found = {name: re.search(pattern, html, re.DOTALL) for name, pattern in parts.items()}
+    texts = {name: match[1] if match else "" for name, match in found.items()}
+    for name in ("title", "question"):
+        texts[name] = BeautifulSoup(texts[name], "html.parser").get_text().strip()
     words = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
-    drawn = [base64.b64encode(svg.encode()).decode() for svg in figures(notebook, "thumbnail")]
-    facts = {"seconds": notebook.metadata.papermill.duration, "figure": (drawn or [""])[0]}
-    return {"title": _title(notebook), "file": f"{stem}.html", "words": words, **facts}
+    return {"file": page.name, "words": words, "seconds": seconds.get(page.stem), **texts}
 
 
 def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
@@ -278,23 +319,56 @@ def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
 
 def _fill(path: Path, template: str, title: str, **values: Any) -> Path:
     """Write a template of this folder, filled; every value in it is escaped."""
+    from cervix_utils.evaluation.metrics import written
+
     loader = jinja2.FileSystemLoader(TEMPLATES / "report")
     environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters["label"] = label
+    environment.filters |= {"label": label, "written": written}
     return _write(path, environment.get_template(template).render(page=_page(title), **values))
+
+
+def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
+    """The figure of the overview as SVG, and its numbers in words."""
+    import matplotlib.pyplot as plt
+
+    from cervix_utils.evaluation import comparison
+    from cervix_utils.report import plots
+
+    table, text = comparison.at_a_glance(results, metric), io.StringIO()
+    with plt.rc_context(plots.LOOK):
+        figure, ax = plt.subplots(figsize=(7, 1.6 + 0.6 * table["pipeline"].nunique()))
+        plots.at_a_glance(ax, table, metric)
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    numbers = [f"{label(row.protocol)} {row.value:.3f}" for row in table.itertuples()]
+    said = table["pipeline"].map(label) + ", " + numbers
+    return text.getvalue(), f"{label(metric)}: " + "; ".join(said)
+
+
+def write_overview(folder: Path, name: str, report_dir: Path | None = None) -> Path:
+    """Write index.html from the results.csv, run.json and pages of ``folder``; of ``report_dir``,
+    which has the runs, also the model cards."""
+    from cervix_utils.evaluation import comparison
+
+    run = json.loads((folder / "run.json").read_text())
+    results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
+    values = {"name": name, "run": run, "tables": headline(results), "cards": bool(report_dir)}
+    for dataset, table in values["tables"] if report_dir else []:
+        files = [place / "recipe.json" for place in run_folders(report_dir, dataset.name)]
+        values["recipes"] = [paths.public(json.loads(file.read_text())) for file in files]
+        card, title = folder / f"model_card_{dataset.name}.html", f"Model card: {dataset.title}"
+        _fill(card, "model_card.html.j2", title, dataset=dataset, table=table, **values)
+    table = comparison.summary(results)
+    values["rows"] = table.set_index([*comparison.NUMBER, "protocol"]).to_dict("index")
+    values["best"] = partial(comparison.best_baseline, table)
+    drawing, values["said"] = glance(results)
+    values["glance"] = base64.b64encode(drawing.encode()).decode()
+    values["entries"] = [_entry(page, run["seconds"]) for page in sorted(folder.glob(PAGES))]
+    title = f"Cervical screening images: report “{name}”"
+    return _fill(folder / "index.html", "overview.html.j2", title, **values)
 
 
 def write_index(report_dir: Path, name: str, stems: Sequence[str]) -> Path:
     """Write index.html and the model cards of a report whose pages are ``stems``; remove others."""
-    books = {stem: read(report_dir / f"{stem}.ipynb") for stem in sorted(stems)}
-    _remove_others(report_dir, books)
-    values = {"name": name, "run": json.loads((report_dir / "run.json").read_text())}
-    tables = headline(pd.read_csv(report_dir / "results.csv", dtype={"fold": str}))
-    for dataset, table in tables:
-        files = [folder / "recipe.json" for folder in run_folders(report_dir, dataset.name)]
-        values["recipes"] = [paths.public(json.loads(file.read_text())) for file in files]
-        card, title = report_dir / f"model_card_{dataset.name}.html", f"Model card: {dataset.title}"
-        _fill(card, "model_card.html.j2", title, dataset=dataset, table=table, **values)
-    values["entries"] = [_entry(stem, book) for stem, book in books.items()]
-    title = f"Cervical screening images: report “{name}”"
-    return _fill(report_dir / "index.html", "overview.html.j2", title, tables=tables, **values)
+    _remove_others(report_dir, {stem: read(report_dir / f"{stem}.ipynb") for stem in stems})
+    return write_overview(report_dir, name, report_dir)

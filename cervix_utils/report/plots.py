@@ -14,14 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from skimage.measure import block_reduce
 
-from cervix_utils.data import datasets
 from cervix_utils.data.images import CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
-from cervix_utils.report.pages import label
+from cervix_utils.report import words
+from cervix_utils.report.words import label
 
 Array = np.ndarray
 # Tol's palette: safe for colour-blind readers
 PALETTE = ["#4477AA", "#AA3377", "#228833", "#CCBB44", "#66CCEE", "#EE6677", "#BBBBBB", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 PALE, GREY = "#DDE6F0", "0.5"
 DASHED = {"color": GREY, "linestyle": "--", "linewidth": 1}
 DIVERGING = "cividis"  # blue, grey, yellow: safe for colour-blind readers; dark to light in print
@@ -35,8 +36,16 @@ def style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85, palette=PALETTE, rc=LOOK)
 
 
-def _with(ax: Axes, **words) -> Axes:
-    ax.set(**words)
+def look_of(name: str, index: int = 0) -> dict[str, str]:
+    """Colour and marker of a pipeline, split or series, in every figure the same (words.csv); by
+    ``index`` where that has none."""
+    known = words.table().get(name, {"color": ""})
+    spare = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
+    return {key: known[key] for key in spare} if known["color"] else spare
+
+
+def _with(ax: Axes, **texts) -> Axes:
+    ax.set(**texts)
     return ax
 
 
@@ -74,19 +83,6 @@ def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> Axes:
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)
     return _with(ax, xlabel="epoch", ylabel="loss", title=title)
-
-
-def counts(ax: Axes, table: pd.DataFrame, task: str) -> Axes:
-    """Images by class (or by what a published table counts), published numbers as diamonds."""
-    dataset = datasets.get(task)
-    order = list(dataset.published or dataset.originals)
-    numbers = table[dataset.published_by].value_counts().reindex(order, fill_value=0)
-    ax.barh(range(len(order)), numbers, color=PALETTE[0], label="found here")
-    published = list(dataset.published.values())
-    ax.plot(published, range(len(published)), "D", mfc="none", color=PALETTE[1], label="published")
-    ax.legend(frameon=False)
-    _rows(ax, order)
-    return _with(ax, xlabel=dataset.noun, title=dataset.title)
 
 
 def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=False) -> Axes:
@@ -128,8 +124,8 @@ def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -
         values = group.set_index(rows).reindex(names)[["value", "low", "high"]].astype(float)
         places = np.arange(len(names)) + step * (index - (len(groups) - 1) / 2)
         spread = np.abs(values[["low", "high"]].T.to_numpy() - values["value"].to_numpy())
-        look = {"color": PALETTE[index % len(PALETTE)], "capsize": 2, "markersize": 4}
-        ax.errorbar(values["value"], places, xerr=spread, fmt="o", label=label(name), **look)
+        look = look_of(name, index) | {"capsize": 2, "markersize": 4, "linestyle": "none"}
+        ax.errorbar(values["value"], places, xerr=spread, label=label(name), **look)
     _rows(ax, names)
     return ax
 
@@ -143,10 +139,20 @@ def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
     return _with(ax, title=title, xlabel="value with 95 % interval")
 
 
+def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str) -> Axes:
+    """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a protocol."""
+    order = {name: place for place, name in enumerate(words.table())}
+    rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
+    with_intervals(ax, rows, "pipeline", "protocol")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    return _with(ax, xlabel=f"{label(metric)}, 95 % interval")
+
+
 def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> Axes:
     """AUC by class, one point a fold (paper H, Fig. 7). Columns pipeline, label (class), value."""
     rows = auc[auc["label"].isin(classes)].assign(pipeline=auc["pipeline"].map(label))
-    look = {"order": list(classes), "dodge": True, "jitter": False}
+    colours = {label(name): look_of(name)["color"] for name in auc["pipeline"].unique()}
+    look = {"order": list(classes), "dodge": True, "jitter": False, "palette": colours}
     sns.stripplot(rows, x="value", y="label", hue="pipeline", ax=ax, **look)
     _rows(ax, classes)
     return _with(ax, title=title, xlabel="AUC", ylabel="")
@@ -165,7 +171,8 @@ def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Ax
 
 def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> Axes:
     """Error among the images kept, surest first (``calibration.risk_coverage``)."""
-    ax.step(curve["coverage"], curve["error"], where="pre", linewidth=1.2, label=label(name))
+    look = {"linewidth": 1.2, "label": label(name), "color": look_of(name, len(ax.lines))["color"]}
+    ax.step(curve["coverage"], curve["error"], where="pre", **look)
     ax.set(xlim=(0, 1), ylim=(0, 1), title=title)
     return _with(ax, xlabel="share of images kept", ylabel="error among them")
 

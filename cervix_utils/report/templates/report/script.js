@@ -3,6 +3,12 @@
   const toc = document.querySelector("details.toc");
   if (toc && narrow) toc.open = false;
   document.querySelectorAll(".toc a").forEach(link => link.addEventListener("click", () => { if (narrow) toc.open = false; }));
+  const button = (text, act) => {
+    const made = document.createElement("button");
+    made.type = "button"; made.textContent = text;
+    made.addEventListener("click", () => act(made));
+    return made;
+  };
   const all = document.querySelector("button.all");
   const code = document.querySelectorAll("details.code");
   if (all && code.length) {
@@ -14,22 +20,53 @@
       code.forEach(cell => { cell.open = open; });
     });
   }
+  addEventListener("beforeprint", () => document.querySelectorAll("details.long").forEach(long => { long.open = true; }));
   const number = /^(?:[-+−]?[\d., ]+(?:e[-+]?\d+)?\s?%?|NaN|nan|None|[-–]?)$/;
-  document.querySelectorAll(".page table").forEach(table => {
-    if (table.querySelector("[colspan], [rowspan]")) return;
-    const rows = [...table.rows];
-    [...(rows[0]?.cells ?? [])].forEach((_, i) => {
+  const worth = text => { const found = text.replace("−", "-").match(/^-?[\d.]+(e[-+]?\d+)?/); return found ? Number(found[0]) : NaN; };
+  document.querySelectorAll("main table").forEach(table => {
+    if (table.querySelector("[colspan], [rowspan]") || !table.tHead) return;
+    const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, i) => {
       const column = rows.map(row => row.cells[i]).filter(Boolean);
       const data = column.filter(cell => cell.tagName === "TD");
-      if (data.length && data.every(cell => number.test(cell.textContent.trim()))) column.forEach(cell => cell.classList.add("number"));
+      if (data.length && data.every(cell => number.test(cell.textContent.trim()))) [head, ...column].forEach(cell => cell.classList.add("number"));
+      if (rows.length < 3 || table.tHead.rows.length > 1) return;
+      const text = row => row.cells[i] ? row.cells[i].textContent.trim() : "";
+      const sort = () => {
+        const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+        heads.forEach(other => other.setAttribute("aria-sort", other === head ? (sign > 0 ? "ascending" : "descending") : "none"));
+        rows.sort((a, b) => {
+          const x = worth(text(a)), y = worth(text(b));
+          if (isNaN(x) || isNaN(y)) return isNaN(x) && isNaN(y) ? sign * text(a).localeCompare(text(b)) : isNaN(x) - isNaN(y);
+          return sign * (x - y);
+        });
+        body.append(...rows);
+      };
+      head.setAttribute("aria-sort", "none"); head.tabIndex = 0;
+      head.addEventListener("click", sort);
+      head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
     });
+    const long = table.closest("details.long");
+    if (!long) return;
+    const tools = document.createElement("div"), filter = document.createElement("input");
+    tools.className = "tools"; filter.type = "search"; filter.placeholder = "Filter rows";
+    filter.setAttribute("aria-label", "Filter rows");
+    filter.addEventListener("input", () => rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(filter.value.toLowerCase()); }));
+    const quoted = cell => `"${cell.textContent.trim().replaceAll('"', '""')}"`;
+    tools.append(filter, button("Save as CSV", () => {
+      const lines = [...table.rows].map(row => [...row.cells].map(quoted).join(","));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
+      link.download = "table.csv"; link.click();
+    }));
+    table.closest(".scroll").before(tools);
   });
   document.querySelectorAll("figure img").forEach(img => {
     const figure = img.parentElement;
     const fit = () => figure.classList.toggle("shrunk", img.naturalWidth > 1.15 * figure.clientWidth);
-    const zoom = document.createElement("button");
-    zoom.type = "button"; zoom.className = "zoom"; zoom.textContent = "Enlarge";
-    zoom.addEventListener("click", () => { zoom.textContent = figure.classList.toggle("full") ? "Fit to the page" : "Enlarge"; });
+    const zoom = button("Enlarge", made => { made.textContent = figure.classList.toggle("full") ? "Back to the page" : "Enlarge"; });
+    zoom.className = "zoom";
+    addEventListener("keydown", event => { if (event.key === "Escape" && figure.classList.contains("full")) zoom.click(); });
     figure.after(zoom);
     if (img.complete) fit(); else img.addEventListener("load", fit);
     addEventListener("resize", fit);

@@ -1,0 +1,35 @@
+"""The one table of words and looks: a raw name -> what people read, and how it is drawn."""
+
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from cervix_utils.data import splits
+
+
+@cache
+def table() -> dict[str, dict[str, str]]:
+    """words.csv: name -> words (empty where another table has them), color, marker."""
+    file = Path(__file__).with_suffix(".csv")
+    return pd.read_csv(file, index_col="name", keep_default_na=False).to_dict("index")
+
+
+def known(name: str) -> str:
+    """The words of a name, empty where no table has it."""
+    from cervix_utils.evaluation import baselines, metrics
+    from cervix_utils.training import recipes
+
+    if name in metrics.METRICS or name.startswith(("auc_", "f1_")):
+        return metrics.label_of(name)
+    words = {**recipes.PIPELINES, **splits.PROTOCOLS}
+    if name in words:
+        return words[name].label
+    if name.startswith((baselines.BASELINE, "average_")):
+        return baselines.label_of(name)
+    return table().get(name, {"words": ""})["words"]
+
+
+def label(name: str) -> str:
+    """What people read for any name; one that no table has loses its underscores."""
+    return known(name) or name.replace("_", " ")
