@@ -19,11 +19,15 @@ from cervix_utils import paths
 from cervix_utils.data import demo, images
 
 TABLES = ("images.parquet", "exclusions.parquet")
-TABLE_VERSION = 1  # raised by hand when the same files shall give another table
+TABLE_VERSION = 2  # raised by hand when the same files shall give another table
 COLUMNS = ["id", "source", "label", "original", "severity", "name_group"]
 COLUMNS += ["width", "height", "sha256", "phash", "path", "mask"]
 TYPES = {"phash": "uint64", "severity": int, "width": int, "height": int, "path": str, "mask": str}
 SYSTEM_FILES = re.compile(r"^(\._.*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+# masks by their names, in the copies of Herlev that are about
+_WORDS = r"masks?|seg|segmentations?|annotations?|ground[ _-]?truth|gt"
+MASK_STEM = re.compile(rf"[ _-](d|{_WORDS})$", re.IGNORECASE)
+MASK_FOLDER = re.compile(rf"({_WORDS}|labels|referencia)$", re.IGNORECASE)
 
 
 class DataError(ValueError):
@@ -47,7 +51,7 @@ class Dataset:
     ordered: bool = False  # whether classes are grades of severity 1..k, the first one normal
     labels: Mapping[str, str] = field(default_factory=dict)  # class of a folder -> its label
     name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
-    masks: bool = False  # whether a file NAME-d is the mask of the image NAME
+    masks: bool = False  # whether a file NAME-d, or masks/NAME, is the mask of the image NAME
     test_fraction: float | None = None  # of a repeated random split; None: cross-validation
     published: Mapping[str, int] = field(default_factory=dict)  # published number of images
     published_by: str = "original"  # the column that `published` counts by
@@ -81,8 +85,36 @@ def get(task: str) -> Dataset:
     return DATASETS[task]
 
 
-def _files(root: Path) -> list[Path]:
-    return sorted(file for file in root.rglob("*") if file.is_file())
+def _files(root: Path) -> dict[Path, str]:
+    """Every file under ``root``, sorted -> why it cannot be looked at (empty where it can).
+
+    Links to folders are followed, after all else; one that leads back is listed, and so is a folder
+    that cannot be read.
+    """
+    found, seen, places = {}, set(), [root]
+
+    def unreadable(error: OSError) -> None:
+        found[Path(error.filename)] = f"folder cannot be read ({error.strerror})"
+
+    for place in places:  # grows by the links that are met
+        for folder, below, names in os.walk(place, onerror=unreadable):
+            real = Path(folder).resolve()
+            if real in seen or real in root.resolve().parents:
+                found[Path(folder)] = "link to a folder that is read already, or that holds this"
+                below.clear()
+                continue
+            seen.add(real)
+            places += [link for name in sorted(below) if (link := Path(folder, name)).is_symlink()]
+            found |= {file: _unfit(file) for file in (Path(folder, name) for name in names)}
+    return dict(sorted(found.items()))
+
+
+def _unfit(file: Path) -> str:
+    """Why a file cannot be looked at: its name, its kind, its permissions; empty where it can."""
+    if _readable(file) != str(file):
+        return "its name is not UTF-8: rename it"
+    can_be = os.access(file, os.R_OK) and file.is_file()
+    return "" if can_be else "cannot be read (no permission, a link to nothing, or no file at all)"
 
 
 def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -103,7 +135,7 @@ def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     _attach_masks(rows, masks, reasons)
     used = [row for row in rows if row["path"] not in reasons]
     table = pd.DataFrame(used, columns=COLUMNS).sort_values("id", ignore_index=True).astype(TYPES)
-    left = [(str(file.relative_to(root)), reasons[file]) for file in sorted(reasons)]
+    left = [(_readable(file.relative_to(root)), reasons[file]) for file in sorted(reasons)]
     exclusions = pd.DataFrame(left, columns=["file", "reason"], dtype=str)
     seen = {row["original"] for row in rows}
     _refuse_broken(root, dataset, table, exclusions["reason"], seen)
@@ -114,40 +146,63 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
     """Rows of images; masks by class and stem; reasons of the files that are neither."""
     rows, masks, reasons = [], {}, {}
     grades = {name: grade for grade, name in enumerate(dataset.classes, 1) if dataset.ordered}
-    for file in _files(root):
+    for file, unfit in _files(root).items():
         folders = file.relative_to(root).parts[:-1]
         source, original = dataset.place(folders)
         original = original if original in ("", *dataset.originals) else None
-        if SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
+        if unfit:
+            reasons[file] = unfit
+        elif SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
             reasons[file] = "system file, not an image"
-        elif dataset.masks and file.stem.lower().endswith("-d"):
-            if masks.setdefault((original, file.stem[:-2]), file) != file:
+        elif dataset.masks and _is_mask(file, folders):
+            if masks.setdefault((original, MASK_STEM.sub("", file.stem)), file) != file:
                 reasons[file] = "second mask of the same image"
         elif original is None:
             classes = ", ".join(dataset.originals)
             reasons[file] = f"unknown class: no folder of its path names one of {classes}"
         else:
             names = ("" if source == dataset.name else source, original, file.stem)
-            name = "/".join(filter(None, names))
+            name = _no_formula("/".join(filter(None, names)))
             label = dataset.labels.get(original, original)
             row = {"id": name, "source": source, "label": label, "original": original, "path": file}
-            group = dataset.name_group(file.stem)
+            group = _no_formula(dataset.name_group(file.stem))
             rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
     rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
     return rows, masks, reasons
 
 
+def _is_mask(file: Path, folders: tuple[str, ...]) -> bool:
+    """Whether a file is a mask, by its name, by one of its folders or by its content."""
+    named = MASK_STEM.search(file.stem) or any(map(MASK_FOLDER.match, folders))
+    return bool(named) or images.has_codes(file)
+
+
+def _no_formula(text: str) -> str:
+    """``text`` as a spreadsheet shows it and does not calculate it (OWASP, CSV injection)."""
+    return re.sub(r"^(?=[=+\-@\t\r])", "'", text)
+
+
+def _readable(path: Path) -> str:
+    """A path as text: bytes of a name that are not UTF-8 become ``\\xff``."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def _refuse_twins(rows: list[dict], root: Path, reasons: dict[Path, str]) -> None:
-    """Reasons of the images that do not decode, or whose id or pixels an earlier image has."""
+    """Reasons of the images that do not decode, or whose id or pixels an earlier image has.
+
+    Of equal pixels in two classes it is said that one class is wrong; the first is kept.
+    """
     first = {}
     for row in rows:
         name, content = row["id"], row.get("sha256")
         if "reason" in row:
             reasons[row["path"]] = row["reason"]
         elif twin := first.get(name) or first.get(content):
-            reasons[row["path"]] = f"same id or same pixels as {twin.relative_to(root)}"
+            reason = f"same id or same pixels as {twin['path'].relative_to(root)}"
+            contradict = len({twin["original"], row["original"]} - {""}) > 1
+            reasons[row["path"]] = reason + ", of another class: one is wrong" * contradict
         else:
-            first[name] = first[content] = row["path"]
+            first[name] = first[content] = row
 
 
 def _attach_masks(rows: list[dict], masks: dict, reasons: dict[Path, str]) -> None:
@@ -188,13 +243,25 @@ def find(data_root: str, task: str, seed: int = 0) -> Path:
     if not value:
         raise DataError("data_root is empty: give DATA=/path or set the variable CERVIX_DATA")
     root = demo.folder_of(seed) if data_root == "demo" else paths.resolve(value)
+    try:
+        return _folder_in(root, dataset)
+    except OSError as error:
+        raise DataError(f"data root {root} cannot be read ({error.strerror})") from None
+
+
+def _folder_in(root: Path, dataset: Dataset) -> Path:
+    """The one folder of a data set in a data root; DataError where there is none, or two."""
     if not root.is_dir():
         raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
     content = sorted(root.iterdir())
-    for folder in content:
-        if folder.is_dir() and folder.name.lower() in dataset.folders:
-            return folder
-    names = ", ".join(path.name for path in content[:8]) or "nothing"
+    named = [path for path in content if path.name.lower() in dataset.folders]
+    found = [folder for folder in named if folder.is_dir()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " and ".join(folder.name for folder in found)
+        raise DataError(f"data root {root} holds {names}: leave one of them there")
+    names = ", ".join(_readable(path.relative_to(root)) for path in content[:8]) or "nothing"
     missing = f"no folder '{dataset.folders[0]}' (found: {names})"
     raise DataError(f"data root {root} holds {missing}; see README, Data, for the layout")
 
@@ -206,10 +273,10 @@ def state(data_root: str, task: str, seed: int = 0) -> str:
     """
     root, dataset = find(data_root, task, seed), get(task)
     entries = [(TABLE_VERSION, dataset.classes, dict(dataset.labels), dataset.masks)]
-    for file in _files(root):
-        relative, stat = file.relative_to(root), file.stat()
-        said = (dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
-        entries.append((str(relative), stat.st_size, stat.st_mtime_ns, said))
+    for file, unfit in _files(root).items():
+        relative, stat = file.relative_to(root), None if unfit else file.stat()
+        said = (unfit, dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
+        entries.append((str(relative), stat and (stat.st_size, stat.st_mtime_ns), said))
     return paths.digest(entries)
 
 

@@ -1,8 +1,10 @@
 """One picture at a time: decode it, say what is wrong with it, make it and its mask a square."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 
 import imagehash
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4
 # Pillow decodes these itself; an EPS, for one, would be run as a program by Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+LARGE, _one_large = 16_000_000, Lock()  # pixels; of larger pictures one is in memory at a time
 
 
 def open_image(path: str | Path, least: int = 0) -> Image.Image:
@@ -24,7 +27,19 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
         if least:
             sides = [2 * least * side / max(image.size) for side in image.size]
             image.draft(None, [int(side) or 1 for side in sides])
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextmanager
+def _room(path: str | Path) -> Iterator[None]:
+    """A picture may be decoded in this block: a large one waits for its turn, so that the memory
+    of threads side by side is bounded. Raises OSError where it is no picture."""
+    with Image.open(path, formats=FORMATS) as image:
+        is_large = image.width * image.height > LARGE
+    with _one_large if is_large else nullcontext():
+        yield
 
 
 def open_mask(path: str | Path) -> Image.Image:
@@ -39,29 +54,41 @@ def open_mask(path: str | Path) -> Image.Image:
 def inspect(path: Path) -> dict:
     """Width, height, SHA-256 of the decoded RGB pixels and 64-bit perceptual hash; or ``reason``
     why it is unusable."""
-    if path.stat().st_size == 0:
-        return {"reason": "empty file (0 bytes)"}
     try:
-        image = open_image(path)
+        if path.stat().st_size == 0:
+            return {"reason": "empty file (0 bytes)"}
+        with _room(path):
+            image = open_image(path)
+            digest = hashlib.sha256(f"{image.size}".encode())
+            digest.update(image.tobytes())
+            phash = int(str(imagehash.phash(image)), 16)
     except UnidentifiedImageError:
         return {"reason": "not an image"}
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever a damaged file makes of its decoder
         return {"reason": f"truncated or damaged ({error})"}
-    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    phash = int(str(imagehash.phash(image)), 16)
-    return {"width": image.width, "height": image.height, "sha256": digest, "phash": phash}
+    size = {"width": image.width, "height": image.height}
+    return size | {"sha256": digest.hexdigest(), "phash": phash}
+
+
+def has_codes(path: Path) -> bool:
+    """Whether a file is a mask by its content: a palette or grey picture of mask codes alone."""
+    try:
+        return open_mask(path).getextrema()[1] <= BACKGROUND
+    except Exception:  # no picture, or one with colours
+        return False
 
 
 def mask_problem(mask: Path, size: tuple[int, int]) -> str:
     """Why ``mask`` cannot serve an image of ``size`` (width, height); empty where it can."""
     try:
-        width, height = open_mask(mask).size
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        return "mask is empty, truncated or not an image"
+        opened = open_mask(mask)
     except ValueError:
         return "mask is not an 8-bit palette image"
-    problem = f"mask is {width}x{height}, its image {size[0]}x{size[1]}"
-    return "" if (width, height) == size else problem
+    except Exception:  # whatever a damaged file makes of its decoder
+        return "mask is empty, truncated or not an image"
+    if opened.size != size:
+        return "mask is {}x{}, its image {}x{}".format(*opened.size, *size)
+    return "" if NUCLEUS in np.asarray(opened) else f"mask has no nucleus (code {NUCLEUS})"
 
 
 def border_colour(image: Image.Image) -> tuple[int, int, int]:
@@ -88,8 +115,9 @@ def frame(image: Image.Image, size: int, window: int, fill: int | tuple, how: in
 def square(file: str | Path, size: int, window: int = 0) -> np.ndarray:
     """A picture as a square (see ``frame``), filled with its border colour: uint8 (size, size, 3),
     RGB."""
-    image = open_image(file, 0 if window else size)
-    return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
+    with _room(file):
+        image = open_image(file, 0 if window else size)
+        return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
 
 
 def squares(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
