@@ -92,8 +92,8 @@ def digest(*content: Any) -> str:
 def cached(kind: str, content: Any, make: Callable[[Path], None]) -> Path:
     """The folder of the cache that ``make(folder)`` fills, made once for each ``content``.
 
-    One process makes it while the others wait; it appears whole or not at all. What a killed one
-    left half made is removed. Raises CacheError where the disk is full or not ours to write on.
+    One process makes it while the others wait; it appears whole or not at all. Raises CacheError
+    where the disk is full or not ours to write on.
     """
     folder = cache_dir() / f"{kind}-{digest(content)}"
     if folder.is_dir():
@@ -101,7 +101,6 @@ def cached(kind: str, content: Any, make: Callable[[Path], None]) -> Path:
     try:
         with FileLock(folder.with_suffix(".lock"), mode=0o666):
             if not folder.is_dir():
-                sweep(folder.parent, folder.name)
                 with whole(folder) as draft:
                     draft.mkdir()
                     make(draft)
@@ -109,13 +108,6 @@ def cached(kind: str, content: Any, make: Callable[[Path], None]) -> Path:
         remedy = "free some room, or set CERVIX_CACHE to another folder"
         raise CacheError(f"{folder} could not be made ({error}): {remedy}") from error
     return folder
-
-
-def sweep(folder: Path, name: str = "*") -> None:
-    """Remove the drafts of ``name`` (see ``whole``) in ``folder`` and below. Whoever calls holds
-    the lock of the place, so that they are of killed processes."""
-    for draft in folder.rglob(f".{'[0-9a-f]' * 32}.{name}"):
-        shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink()
 
 
 def public(value: Any) -> Any:

@@ -75,15 +75,11 @@ def _problems(settings: Mapping[str, Any]) -> list[str]:
     for task in (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"]):
         try:
             datasets.find(settings["data_root"], task, settings["seed"])
-        except datasets.DataError as error:
-            problems.append(str(error))
+        except (ValueError, OSError) as error:
+            problems.append(f"data of '{task}': {error}")
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
     if wanted[0] == "grown" or wanted == ("none", "grown"):
         problems.append("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")
-    for key in ("weights_resnet50", "weights_resnet101"):
-        file = paths.resolve(settings[key])
-        if settings[key] not in ("none", "imagenet", "grown") and not file.is_file():
-            problems.append(f"{key}: there is no file {file}; give a path, 'imagenet' or 'none'")
     folds = settings["herlev_n_folds"]
     if wrong := [fold for fold in settings["herlev_folds"] if fold >= folds]:
         problems.append(f"herlev_folds: {wrong} do not exist; herlev_n_folds is {folds}, from 0")
@@ -99,6 +95,14 @@ def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
     from cervix_utils.training import recipes  # here: a finished report needs none of it
 
     problems = []
+    for key in ("weights_resnet50", "weights_resnet101"):
+        if settings[key] not in ("none", "imagenet", "grown"):
+            from cervix_utils.training import networks
+
+            try:
+                networks.read_weights(settings[key])
+            except (ValueError, OSError) as error:
+                problems.append(f"{key}: {error}")
     for prefix in BY_FOLD.values():
         for pipeline in settings[f"{prefix}_pipelines"]:
             place = {"protocol": settings[f"{prefix}_protocols"][0], "fold": 0}
@@ -165,6 +169,13 @@ def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
         sys.exit(
             f"\n--- {output.stem} FAILED in {where}:\n\n{error.source}\n\n"
             f"{error.ename}: {error.evalue or line}\n\nThe notebook as far as it came: {partial}"
+        )
+    except RuntimeError as error:  # nbclient's, for a kernel that is gone
+        marks = [cell.metadata.get("papermill", {}) for cell in pages.read(partial).cells]
+        ran = [n for n, mark in enumerate(marks, 1) if mark.get("start_time")]
+        sys.exit(
+            f"\n--- {output.stem} FAILED in cell {max(ran, default=1)}: {error}. Most often memory "
+            "ran out: take fewer jobs at a time (CORES=1), a smaller batch or smaller images"
         )
     partial.replace(output)
     print(f"--- {output.stem} done", flush=True)

@@ -24,6 +24,7 @@ COLUMNS = ["id", "source", "label", "original", "severity", "name_group"]
 COLUMNS += ["width", "height", "sha256", "phash", "path", "mask"]
 TYPES = {"phash": "uint64", "severity": int, "width": int, "height": int, "path": str, "mask": str}
 SYSTEM_FILES = re.compile(r"^(\._.*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+UNREAD = "cannot be read (no permission, a link to nothing, or no file at all)"
 # masks by their names, in the copies of Herlev that are about
 _WORDS = r"masks?|seg|segmentations?|annotations?|ground[ _-]?truth|gt"
 MASK_STEM = re.compile(rf"[ _-](d|{_WORDS})$", re.IGNORECASE)
@@ -91,20 +92,19 @@ def _files(root: Path) -> dict[Path, str]:
     Links to folders are followed, after all else; one that leads back is listed, and so is a folder
     that cannot be read.
     """
-    found, seen, places = {}, set(), [root]
+    found, seen, places = {}, set(root.resolve().parents), [root]
 
-    def unreadable(error: OSError) -> None:
-        found[Path(error.filename)] = f"folder cannot be read ({error.strerror})"
+    def unread(error: OSError) -> None:
+        found[Path(error.filename)] = UNREAD
 
     for place in places:  # grows by the links that are met
-        for folder, below, names in os.walk(place, onerror=unreadable):
-            real = Path(folder).resolve()
-            if real in seen or real in root.resolve().parents:
+        for folder, below, names in os.walk(place, onerror=unread):
+            if (real := Path(folder).resolve()) in seen:
                 found[Path(folder)] = "link to a folder that is read already, or that holds this"
                 below.clear()
                 continue
             seen.add(real)
-            places += [link for name in sorted(below) if (link := Path(folder, name)).is_symlink()]
+            places += filter(Path.is_symlink, (Path(folder, name) for name in sorted(below)))
             found |= {file: _unfit(file) for file in (Path(folder, name) for name in names)}
     return dict(sorted(found.items()))
 
@@ -113,8 +113,7 @@ def _unfit(file: Path) -> str:
     """Why a file cannot be looked at: its name, its kind, its permissions; empty where it can."""
     if _readable(file) != str(file):
         return "its name is not UTF-8: rename it"
-    can_be = os.access(file, os.R_OK) and file.is_file()
-    return "" if can_be else "cannot be read (no permission, a link to nothing, or no file at all)"
+    return "" if os.access(file, os.R_OK) and file.is_file() else UNREAD
 
 
 def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -244,26 +243,19 @@ def find(data_root: str, task: str, seed: int = 0) -> Path:
         raise DataError("data_root is empty: give DATA=/path or set the variable CERVIX_DATA")
     root = demo.folder_of(seed) if data_root == "demo" else paths.resolve(value)
     try:
-        return _folder_in(root, dataset)
+        if not root.is_dir():
+            raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
+        content = sorted(root.iterdir())
+        named = [path for path in content if path.name.lower() in dataset.folders]
+        found = [folder for folder in named if folder.is_dir()]
     except OSError as error:
         raise DataError(f"data root {root} cannot be read ({error.strerror})") from None
-
-
-def _folder_in(root: Path, dataset: Dataset) -> Path:
-    """The one folder of a data set in a data root; DataError where there is none, or two."""
-    if not root.is_dir():
-        raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
-    content = sorted(root.iterdir())
-    named = [path for path in content if path.name.lower() in dataset.folders]
-    found = [folder for folder in named if folder.is_dir()]
     if len(found) == 1:
         return found[0]
-    if found:
-        names = " and ".join(folder.name for folder in found)
-        raise DataError(f"data root {root} holds {names}: leave one of them there")
-    names = ", ".join(_readable(path.relative_to(root)) for path in content[:8]) or "nothing"
-    missing = f"no folder '{dataset.folders[0]}' (found: {names})"
-    raise DataError(f"data root {root} holds {missing}; see README, Data, for the layout")
+    names = ", ".join(_readable(path.relative_to(root)) for path in (found or content)[:8])
+    what = f"{'two folders' if found else 'no folder'} '{dataset.folders[0]}'"
+    found = f"(found: {names or 'nothing'}); see README, Data, for the layout"
+    raise DataError(f"data root {root} holds {what} {found}")
 
 
 def state(data_root: str, task: str, seed: int = 0) -> str:

@@ -23,23 +23,22 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
     ``least``: the longer side may come smaller, down to twice this: JPEG decodes a half, quarter
     or eighth faster.
     """
+    with _decoded(path, least) as image:
+        return image
+
+
+@contextmanager
+def _decoded(path: str | Path, least: int = 0) -> Iterator[Image.Image]:
+    """The same for the length of a block, for which large pictures wait in turn: so the memory of
+    threads side by side is bounded."""
     with Image.open(path, formats=FORMATS) as image:
         if least:
             sides = [2 * least * side / max(image.size) for side in image.size]
             image.draft(None, [int(side) or 1 for side in sides])
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-@contextmanager
-def _room(path: str | Path) -> Iterator[None]:
-    """A picture may be decoded in this block: a large one waits for its turn, so that the memory
-    of threads side by side is bounded. Raises OSError where it is no picture."""
-    with Image.open(path, formats=FORMATS) as image:
-        is_large = image.width * image.height > LARGE
-    with _one_large if is_large else nullcontext():
-        yield
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            yield image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_mask(path: str | Path) -> Image.Image:
@@ -57,8 +56,7 @@ def inspect(path: Path) -> dict:
     try:
         if path.stat().st_size == 0:
             return {"reason": "empty file (0 bytes)"}
-        with _room(path):
-            image = open_image(path)
+        with _decoded(path) as image:
             digest = hashlib.sha256(f"{image.size}".encode())
             digest.update(image.tobytes())
             phash = int(str(imagehash.phash(image)), 16)
@@ -66,8 +64,8 @@ def inspect(path: Path) -> dict:
         return {"reason": "not an image"}
     except Exception as error:  # whatever a damaged file makes of its decoder
         return {"reason": f"truncated or damaged ({error})"}
-    size = {"width": image.width, "height": image.height}
-    return size | {"sha256": digest.hexdigest(), "phash": phash}
+    values = (*image.size, digest.hexdigest(), phash)
+    return dict(zip(("width", "height", "sha256", "phash"), values))
 
 
 def has_codes(path: Path) -> bool:
@@ -115,8 +113,7 @@ def frame(image: Image.Image, size: int, window: int, fill: int | tuple, how: in
 def square(file: str | Path, size: int, window: int = 0) -> np.ndarray:
     """A picture as a square (see ``frame``), filled with its border colour: uint8 (size, size, 3),
     RGB."""
-    with _room(file):
-        image = open_image(file, 0 if window else size)
+    with _decoded(file, 0 if window else size) as image:
         return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
 
 

@@ -160,12 +160,6 @@ def permute_labels(split: pd.DataFrame, seed: int) -> pd.DataFrame:
     return split.drop(columns="severity", errors="ignore").assign(label=label)
 
 
-def straddling(split: pd.DataFrame) -> list[str]:
-    """Groups with images in more than one part of a split; empty where nothing can leak."""
-    parts = split.groupby("group")["part"].nunique()
-    return sorted(parts[parts > 1].index)
-
-
 def audit(split: pd.DataFrame, distance: int) -> pd.DataFrame:
     """How much of the test part leaks: one row a kind of likeness to the training images.
 

@@ -11,6 +11,14 @@ import pytest
 NOBODY = 65534
 
 
+def pytest_collection_modifyitems(config, items):
+    """What is marked `resilience` runs where it is asked for alone: `make test-resilience`."""
+    if "resilience" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("resilience")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture
 def place():
     """An empty folder that every user may enter (those of pytest are its user's alone)."""
