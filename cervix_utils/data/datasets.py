@@ -9,7 +9,6 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,9 +126,9 @@ def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     class that has files, is usable.
     """
     rows, masks, reasons = _sort_files(root, dataset)
-    with ThreadPoolExecutor() as pool:
-        contents = pool.map(images.inspect, [row["path"] for row in rows])
-        rows = [row | content for row, content in zip(rows, contents)]
+    files = [row["path"] for row in rows]
+    contents = images.each(lambda k: images.inspect(files[k]), files)
+    rows = [row | content for row, content in zip(rows, contents)]
     _refuse_twins(rows, root, reasons)
     _attach_masks(rows, masks, reasons)
     used = [row for row in rows if row["path"] not in reasons]

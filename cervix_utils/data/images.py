@@ -1,10 +1,10 @@
 """One picture at a time: decode it, say what is wrong with it, make it and its mask a square."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4
 # Pillow decodes these itself; an EPS, for one, would be run as a program by Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
-LARGE, _one_large = 16_000_000, Lock()  # pixels; of larger pictures one is in memory at a time
+LARGE = 16_000_000  # pixels; of larger pictures one is in memory at a time
 
 
 def open_image(path: str | Path, least: int = 0) -> Image.Image:
@@ -23,22 +23,29 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
     ``least``: the longer side may come smaller, down to twice this: JPEG decodes a half, quarter
     or eighth faster.
     """
-    with _decoded(path, least) as image:
-        return image
-
-
-@contextmanager
-def _decoded(path: str | Path, least: int = 0) -> Iterator[Image.Image]:
-    """The same for the length of a block, for which large pictures wait in turn: so the memory of
-    threads side by side is bounded."""
     with Image.open(path, formats=FORMATS) as image:
         if least:
             sides = [2 * least * side / max(image.size) for side in image.size]
             image.draft(None, [int(side) or 1 for side in sides])
-        with _one_large if image.width * image.height > LARGE else nullcontext():
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            yield image if image.mode == "RGB" else image.convert("RGB")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def each(work: Callable[[int], Any], files: Sequence[str | Path]) -> list:
+    """``[work(0), work(1), ...]`` for as many files of pictures, on all cores; large pictures one
+    after the other in this thread, so that memory does not grow with the cores."""
+    with ThreadPoolExecutor() as pool:
+        small = {k: pool.submit(work, k) for k, file in enumerate(files) if not _is_large(file)}
+        return [small[k].result() if k in small else work(k) for k in range(len(files))]
+
+
+def _is_large(file: str | Path) -> bool:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.width * image.height > LARGE
+    except Exception:  # no picture: whoever opens it will say so
+        return False
 
 
 def open_mask(path: str | Path) -> Image.Image:
@@ -56,14 +63,15 @@ def inspect(path: Path) -> dict:
     try:
         if path.stat().st_size == 0:
             return {"reason": "empty file (0 bytes)"}
-        with _decoded(path) as image:
-            digest = hashlib.sha256(f"{image.size}".encode())
-            digest.update(image.tobytes())
-            phash = int(str(imagehash.phash(image)), 16)
+        image = open_image(path)
     except UnidentifiedImageError:
         return {"reason": "not an image"}
     except Exception as error:  # whatever a damaged file makes of its decoder
         return {"reason": f"truncated or damaged ({error})"}
+    digest, phash = hashlib.sha256(f"{image.size}".encode()), int(str(imagehash.phash(image)), 16)
+    for top in range(0, image.height, 256):  # not at once, which takes twice the memory
+        strip = image.crop((0, top, image.width, min(top + 256, image.height)))
+        digest.update(strip.tobytes())
     values = (*image.size, digest.hexdigest(), phash)
     return dict(zip(("width", "height", "sha256", "phash"), values))
 
@@ -91,8 +99,9 @@ def mask_problem(mask: Path, size: tuple[int, int]) -> str:
 
 def border_colour(image: Image.Image) -> tuple[int, int, int]:
     """Median RGB (0..255) of the outermost pixels: what an image is padded with."""
-    pixels = np.asarray(image)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    w, h = image.size
+    sides = [(0, 0, w, 1), (0, h - 1, w, h), (0, 0, 1, h), (w - 1, 0, w, h)]
+    edge = np.concatenate([np.asarray(image.crop(side)).reshape(-1, 3) for side in sides])
     return tuple(int(value) for value in np.median(edge, axis=0))
 
 
@@ -113,8 +122,8 @@ def frame(image: Image.Image, size: int, window: int, fill: int | tuple, how: in
 def square(file: str | Path, size: int, window: int = 0) -> np.ndarray:
     """A picture as a square (see ``frame``), filled with its border colour: uint8 (size, size, 3),
     RGB."""
-    with _decoded(file, 0 if window else size) as image:
-        return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
+    image = open_image(file, 0 if window else size)
+    return frame(image, size, window, border_colour(image), Image.Resampling.BILINEAR)
 
 
 def squares(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:

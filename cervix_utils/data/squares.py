@@ -3,7 +3,6 @@
 import shutil
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,5 @@ def _write(folder: Path, files: list[str], size: int, window: int) -> None:
         pixels[row] = images.square(files[row], size, window)
         return zlib.crc32(pixels[row])
 
-    with ThreadPoolExecutor() as pool:
-        sums = pool.map(decode, range(len(files)))
-        np.save(folder / "sums.npy", np.fromiter(sums, np.uint32, len(files)))
+    np.save(folder / "sums.npy", np.array(images.each(decode, files), np.uint32))
     pixels.flush()

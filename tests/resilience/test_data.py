@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cervix_utils import paths
 from cervix_utils.data import datasets, images, squares
@@ -156,7 +158,7 @@ def test_whatever_a_decoder_raises_is_a_reason(cells, monkeypatch):
     def fails(*_arguments):
         raise RuntimeError("codec")
 
-    monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda *_, **__: fails())
+    monkeypatch.setattr(images, "open_image", fails)
     assert images.inspect(cells / CLASSES[0] / "0.BMP") == {
         "reason": "truncated or damaged (codec)"
     }
@@ -189,32 +191,47 @@ def test_no_text_of_a_table_is_a_formula(tmp_path, write_image, stem):
 
 
 @pytest.mark.parametrize("limit", [10**6, 1000])
-@pytest.mark.parametrize("step", ["inspect", "square"])
+@pytest.mark.parametrize("step", ["table", "squares"])
 def test_of_large_pictures_one_is_in_memory_at_a_time(
     tmp_path, monkeypatch, write_image, step, limit
 ):
-    files = [write_image(tmp_path / f"{k}.png", k, (40, 30)) for k in range(6)]
-    inside, most, transpose = [], [], ImageOps.exif_transpose
-    last = (images.imagehash, "phash") if step == "inspect" else (images, "border_colour")
-    finish = getattr(*last)
+    files = [write_image(tmp_path / "train/Type_1" / f"{k}.png", k, (40, 30)) for k in range(6)]
+    inside, most, opened = [], [], images.open_image
 
-    def decoded(*arguments, **options):
-        inside.append(1)
+    def slow(*arguments):
+        inside.append(threading.get_ident())
         most.append(len(inside))
         time.sleep(0.05)
-        return transpose(*arguments, **options)
-
-    def finished(image):
         inside.pop()
-        return finish(image)
+        return opened(*arguments)
 
-    monkeypatch.setattr(ImageOps, "exif_transpose", decoded)
-    monkeypatch.setattr(*last, finished)
+    monkeypatch.setattr(images, "open_image", slow)
     monkeypatch.setattr(images, "LARGE", limit)
-    work = images.inspect if step == "inspect" else lambda file: images.square(file, 8)
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(work, files))
+    monkeypatch.setenv("CERVIX_CACHE", str(tmp_path / "cache"))
+    if step == "table":
+        assert len(read(tmp_path, "colposcopy")[0]) == 6
+    else:
+        squares.open_squares(pd.DataFrame({"path": files, "sha256": map(str, range(6))}), 16)
     assert len(most) == 6 and (max(most) == 1) == (limit == 1000)
+
+
+PEAK = """
+import re, sys; from pathlib import Path; from cervix_utils.data import images
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1000
+before, files = peak(), [Path(sys.argv[1])] * 4
+images.each(lambda k: images.inspect(files[k]), files); print(peak() - before)
+"""
+
+
+@pytest.mark.resilience
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+def test_four_pictures_of_169_megapixels_take_less_than_a_gigabyte(tmp_path):
+    Image.new("RGB", (13000, 13000), (90, 80, 70)).save(tmp_path / "x.jpg")
+    command = [sys.executable, "-W", "ignore", "-c", PEAK, str(tmp_path / "x.jpg")]
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    megabytes = int(subprocess.check_output(command, env=environment, text=True))
+    print(f"four pictures of 169 megapixels: {megabytes} MB")
+    assert 300 < megabytes < 1000
 
 
 # The cache
