@@ -64,6 +64,8 @@ def _problem(key: str, value: Any, entry: Mapping[str, Any]) -> str:
         fastjsonschema.validate(dict(entry), value)
     except fastjsonschema.JsonSchemaValueException as error:
         reason = error.message.replace("data", "", 1).strip()
+    except RecursionError:
+        reason = "must not hold itself"
     if not reason:
         return ""
     hint = " (in YAML write 1.0e-3, not 1e-3)" if kind == "number" else ""
@@ -114,7 +116,7 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
 def _typed(value: Any) -> Any:
     """A value of the command line as YAML has it: Snakemake gives ``[0, 1]`` as ['0', '1']."""
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [item if isinstance(item, list) else _typed(item) for item in value]
     plain = isinstance(value, str) and re.fullmatch(r"true|false|-?\d+", value)
     return yaml.safe_load(value) if plain else value
 
