@@ -58,6 +58,7 @@ HOSTILE = [
 LONG = 4000  # letters of a message that is still read
 
 
+@pytest.mark.resilience
 @pytest.mark.parametrize("key", config.schema())
 def test_a_key_with_any_value_is_planned_or_refused(tiny_demo, key):
     for value in HOSTILE:
@@ -74,7 +75,7 @@ def test_a_key_with_any_value_is_planned_or_refused(tiny_demo, key):
 def test_many_values_at_once(tiny_demo):
     rng = np.random.default_rng([21, int(os.environ.get("SEED", 0))])
     keys = sorted(config.schema())
-    for _ in range(100):
+    for _ in range(30):
         chosen = {
             keys[k]: HOSTILE[v]
             for k, v in zip(*rng.integers(0, (len(keys), len(HOSTILE)), (8, 2)).T)
