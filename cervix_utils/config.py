@@ -63,7 +63,7 @@ def _problem(key: str, value: Any, entry: Mapping[str, Any]) -> str:
     try:
         fastjsonschema.validate(dict(entry), value)
     except fastjsonschema.JsonSchemaValueException as error:
-        reason = error.message.replace("data", "", 1).strip()
+        reason = reason or error.message.replace("data", "", 1).strip()
     except RecursionError:
         reason = "must not hold itself"
     if not reason:
