@@ -2,6 +2,7 @@
 workflow."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+from ipykernel.parentpoller import ParentPollerUnix
 from papermill.exceptions import PapermillExecutionError
 
 from cervix_utils import config, paths
@@ -48,10 +50,7 @@ def plan(
                 places[f"{notebook}_{protocol}-{fold}"] = paths.page_name(task, protocol, fold)
     if settings["attribution_images"]:
         jobs[EXPLAIN] = _explained(settings)
-    jobs |= {
-        COMPARE: {"page_names": list(places.values())},
-        CALIBRATE: {"page_names": list(places.values())},
-    }
+    jobs |= {key: {"page_names": list(places.values())} for key in (COMPARE, CALIBRATE)}
     complete = {}
     for page, values in sorted(jobs.items()):
         keys = config.keys_of(notebook_of(page))
@@ -192,6 +191,7 @@ def index(name: str, settings: Mapping[str, Any], stems: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    ParentPollerUnix(os.getppid()).start()  # a workflow that is killed takes its steps with it
     step, *arguments = sys.argv[1:]
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))

@@ -73,7 +73,7 @@ def _refuse(table: pd.DataFrame, n_folds: int, grouped: bool) -> None:
     unit, remedy = ("group", ", or a smaller phash_distance") if grouped else ("image", "")
     counts = table.groupby("label")["group" if grouped else "id"].nunique()
     for label, count in counts[counts < n_folds].items():
-        need = f"{n_folds} folds need more: ask for fewer folds{remedy}"
+        need = f"{n_folds} folds need more: add images or ask for fewer folds{remedy}"
         raise SplitError(f"class '{label}' has {count} {unit}s, {need}")
 
 

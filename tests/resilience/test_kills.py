@@ -84,6 +84,24 @@ def disturb(kind: str, process: subprocess.Popen, reports: Path, rng) -> None:
         os.killpg(process.pid, signal.SIGINT if kind == "ctrl-c" else signal.SIGKILL)
 
 
+def all_end(reports: Path) -> None:
+    until = time.monotonic() + 30
+    while alive(reports) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not alive(reports)
+
+
+def test_a_workflow_that_is_killed_alone_takes_its_steps_and_kernels_with_it(tmp_path):
+    process = start(tmp_path / "reports", tmp_path / "log")
+    until = time.monotonic() + 300
+    while not [words for words in alive(tmp_path / "reports").values() if "ipykernel" in words]:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.5)
+    process.kill()
+    process.wait()
+    all_end(tmp_path / "reports")
+
+
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_to_the_bit(tmp_path, whole):
     rng, reports, log = np.random.default_rng([21, SEED]), tmp_path / "reports", tmp_path / "log"
     finished = 0
@@ -97,11 +115,7 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_to_the_bit(tmp_p
             disturb(kind, process, reports, rng)
             process.wait(300)
         print(f"{number}: {kind} after {wait:.0f} s, {len(made(reports))} tables", flush=True)
-        if kind in ("all", "ctrl-c"):
-            until = time.monotonic() + 30
-            while alive(reports) and time.monotonic() < until:
-                time.sleep(0.5)
-            assert not alive(reports), f"{kind} left {alive(reports)}"
+        all_end(reports)
         if (reports / "demo/index.html").is_file():
             assert made(reports) == whole
             finished, reports = finished + 1, tmp_path / f"reports{number}"
