@@ -7,12 +7,18 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
-.PHONY: help doctor lab reports case score publish test bench lint clean unlock lock
+.PHONY: help doctor lab reports case score publish test test-resilience bench lint clean lock
 .DEFAULT_GOAL := help
-GIVEN = name=$(CONFIG) $(if $(DATA),data_root=$(abspath $(DATA))) $(SET)
+# a text as the shell, and within it YAML, reads it: whatever spaces, quotes or colons it has
+quoted = '$(subst ','\'',$(1))'
+text = $(call quoted,"$(subst ",\",$(subst \,\\,$(1)))")
+GIVEN = name=$(call quoted,$(CONFIG)) $(if $(DATA),data_root=$(call text,$(DATA))) $(SET)
+REPORTS = $(call quoted,$(or $(CERVIX_REPORTS),reports))
+# who has no home to write to gets one among the caches
+HOMED = test -w "$$HOME" || { HOME="$${CERVIX_CACHE:-$$PWD/.cache}/home"; export HOME; mkdir -p "$$HOME"; };
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  make \1\t/'
 
 .venv/.done: requirements.lock pyproject.toml
 	@test -x .venv/bin/uv || { $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -23,8 +29,9 @@ help:  ## this list
 	@touch $@
 
 reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value"
-	@.venv/bin/snakemake --cores $(CORES) --resources gpu=1 --rerun-incomplete --quiet rules host reason --config $(GIVEN)
-	@echo "$(abspath $(or $(CERVIX_REPORTS),reports)/$(CONFIG)/index.html)"
+	@$(HOMED) exec .venv/bin/snakemake --directory $(REPORTS) --cores $(CORES) --resources gpu=1 --nolock --rerun-incomplete \
+	  --quiet rules host reason --config $(GIVEN)
+	@cd $(REPORTS)/$(call quoted,$(CONFIG)) && echo "$$PWD/index.html"
 
 case: .venv/.done  ## a trained network on your own images: RUN=run folder IMAGES=file, folder or 'pattern' DATA=its data
 	@$(PY) workflow/jobs.py case "$(RUN)" "$(IMAGES)" "$(or $(DATA),demo)"
@@ -40,10 +47,13 @@ doctor: .venv/.done  ## what this machine has for the study, and what to do abou
 
 lab: .venv/.done  ## open JupyterLab on the notebooks, on this machine alone
 	@if [ "$$(id -u)" = 0 ]; then echo "running as root: JupyterLab is started with --allow-root, on 127.0.0.1 alone"; fi
-	.venv/bin/jupyter lab --notebook-dir=notebooks --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(HOMED) exec .venv/bin/jupyter lab --notebook-dir=notebooks --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: .venv/.done  ## everything that CI runs
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-resilience: .venv/.done  ## broken data, kills at random moments, hostile names, at length: SEED=0
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -m resilience tests/resilience
 
 bench: .venv/.done  ## speed and memory against something else, into benchmarks/results: BENCH="groups predict" for some
 	$(PY) -m benchmarks $(BENCH)
@@ -53,9 +63,6 @@ lint: .venv/.done  ## ruff on code and notebooks, import-linter on the layers
 
 lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
-
-unlock:  ## after a machine that died in the middle of `make reports`
-	.venv/bin/snakemake --unlock --cores 1 --config $(GIVEN)
 
 clean:  ## remove what can be made again: caches and unpublished reports
 	rm -rf .cache .snakemake && find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name published -exec rm -rf {} +

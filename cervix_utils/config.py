@@ -5,6 +5,7 @@ import ast
 import difflib
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -62,12 +63,14 @@ def _problem(key: str, value: Any, entry: Mapping[str, Any]) -> str:
     try:
         fastjsonschema.validate(dict(entry), value)
     except fastjsonschema.JsonSchemaValueException as error:
-        reason = error.message.replace("data", "", 1).strip()
+        reason = reason or error.message.replace("data", "", 1).strip()
+    except RecursionError:
+        reason = "must not hold itself"
     if not reason:
         return ""
     hint = " (in YAML write 1.0e-3, not 1e-3)" if kind == "number" else ""
     allowed = entry.get("enum", kind)
-    wrong = f"key '{key}': {value!r} will not do, it {reason}"
+    wrong = f"key '{key}': {reprlib.repr(value)} will not do, it {reason}"
     return f"{wrong}; allowed: {allowed}{hint}. {entry['description']}"
 
 
@@ -91,11 +94,6 @@ def validate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return complete
 
 
-def load(name: str) -> dict[str, Any]:
-    """``config/<name>.yaml``, validated and complete."""
-    return validate(read(name), f"{name}.yaml")
-
-
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What ``config/<name>.yaml`` says, with ``overrides`` on top, not checked yet. ConfigError
     where there is no such file of keys and values."""
@@ -104,9 +102,12 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "schema" or not file.is_file():
         raise ConfigError(f"no configuration '{name}': config/ holds {', '.join(shipped)}")
     try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from None
+        text = file.read_text("utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("aliases (*name) are not allowed, write the value out")
+        values = yaml.safe_load(text) or {}
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not YAML of keys and values: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no 'key: value' lines: copy a shipped configuration")
     return values | {key: _typed(value) for key, value in (overrides or {}).items()}
@@ -115,7 +116,7 @@ def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any
 def _typed(value: Any) -> Any:
     """A value of the command line as YAML has it: Snakemake gives ``[0, 1]`` as ['0', '1']."""
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [item if isinstance(item, list) else _typed(item) for item in value]
     plain = isinstance(value, str) and re.fullmatch(r"true|false|-?\d+", value, re.IGNORECASE)
     return yaml.safe_load(value) if plain else value
 

@@ -18,15 +18,19 @@ CONFIG = ROOT / "config"
 NOTEBOOKS = ROOT / "notebooks"
 
 
+class CacheError(OSError):
+    """The cache cannot be written or is damaged; the message names the folder and the remedy."""
+
+
 def cache_dir() -> Path:
-    """Folder of everything that can be made again (demo, tables, squares): CERVIX_CACHE or
-    .cache/."""
-    return Path(os.environ.get("CERVIX_CACHE", ROOT / ".cache"))
+    """Folder of everything that can be made again (demo, tables, squares): CERVIX_CACHE (a path
+    from the repository root on) or .cache/."""
+    return ROOT / os.environ.get("CERVIX_CACHE", ".cache")
 
 
 def reports_dir(name: str) -> Path:
     """Folder of one report, ``reports/<name>``; CERVIX_REPORTS moves ``reports`` elsewhere."""
-    return Path(os.environ.get("CERVIX_REPORTS", ROOT / "reports")) / name
+    return ROOT / os.environ.get("CERVIX_REPORTS", "reports") / name
 
 
 def resolve(path: str | Path) -> Path:
@@ -88,14 +92,21 @@ def digest(*content: Any) -> str:
 def cached(kind: str, content: Any, make: Callable[[Path], None]) -> Path:
     """The folder of the cache that ``make(folder)`` fills, made once for each ``content``.
 
-    One process makes it while the others wait; it appears whole or not at all.
+    One process makes it while the others wait; it appears whole or not at all. Raises CacheError
+    where the disk is full or not ours to write on.
     """
     folder = cache_dir() / f"{kind}-{digest(content)}"
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            with whole(folder) as draft:
-                draft.mkdir()
-                make(draft)
+    if folder.is_dir():
+        return folder  # perhaps another user's: no lock of theirs is needed to read it
+    try:
+        with FileLock(folder.with_suffix(".lock"), mode=0o666):
+            if not folder.is_dir():
+                with whole(folder) as draft:
+                    draft.mkdir()
+                    make(draft)
+    except OSError as error:
+        remedy = "free some room, or set CERVIX_CACHE to another folder"
+        raise CacheError(f"{folder} could not be made ({error}): {remedy}") from error
     return folder
 
 

@@ -26,6 +26,11 @@ def write(tmp_path, monkeypatch):
     return put
 
 
+def load(name: str) -> dict:
+    """A configuration, checked and complete."""
+    return config.validate(config.read(name), f"{name}.yaml")
+
+
 # Keys and values
 
 
@@ -161,16 +166,16 @@ def test_a_number_that_yaml_reads_as_text_gets_a_hint(write):
     write("herlev_lr: 1e-3\n")
     words = r"'1e-3' will not do, it must be number.*write 1\.0e-3, not 1e-3"
     with pytest.raises(config.ConfigError, match=words):
-        config.load("x")
+        load("x")
     write("herlev_lr: 1.0e-3\n")
-    assert config.load("x")["herlev_lr"] == 0.001
+    assert load("x")["herlev_lr"] == 0.001
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configurations_are_valid_and_name_only_what_differs(name):
     values = yaml.safe_load((paths.CONFIG / f"{name}.yaml").read_text()) or {}
     defaults = config.validate({}, "defaults")
-    assert config.load(name) == defaults | values
+    assert load(name) == defaults | values
     assert [key for key, value in values.items() if defaults[key] == value] == []
     assert not [key for key in values if "set_by" in config.schema()[key]]
 
@@ -178,7 +183,7 @@ def test_shipped_configurations_are_valid_and_name_only_what_differs(name):
 def test_the_demo_is_the_defaults_of_the_schema():
     assert config.read("demo") == {}
     defaults = {key: entry["default"] for key, entry in config.schema().items()}
-    assert config.load("demo") == defaults
+    assert load("demo") == defaults
 
 
 def test_every_key_says_what_it_is_for_and_who_reads_it():
@@ -210,13 +215,13 @@ def test_values_of_the_command_line_are_read_as_yaml(write, text, value):
 def test_a_file_that_is_no_mapping_is_named(write, text):
     write(text)
     with pytest.raises(config.ConfigError, match=r"x\.yaml"):
-        config.load("x")
+        load("x")
 
 
 def test_a_file_that_is_no_text_is_named(write, tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x81")
     with pytest.raises(config.ConfigError, match=r"x\.yaml is not YAML"):
-        config.load("x")
+        load("x")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,7 @@ def test_a_file_that_is_no_text_is_named(write, tmp_path):
 )
 def test_a_missing_configuration_names_those_there_are(name):
     with pytest.raises(config.ConfigError, match=r"no configuration .*cpu, demo, paper, quick"):
-        config.load(name)
+        load(name)
 
 
 # The parameters of a running notebook

@@ -106,7 +106,7 @@ def parameters(book):
 
 def test_parameters_are_the_demo_typed_and_explained(notebook):
     book, stem = notebook
-    demo, entries = config.load("demo"), config.schema()
+    demo, entries = config.validate(config.read("demo"), "demo.yaml"), config.schema()
     found = parameters(book)
     assert list(found) == config.keys_of(stem)
     for name, (kind, value, line) in found.items():

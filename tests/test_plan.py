@@ -227,6 +227,7 @@ def test_a_notebook_that_fails_says_where_and_leaves_no_page(tmp_path):
 
 def test_a_kernel_that_dies_leaves_no_page(tmp_path):
     notebook = written(tmp_path / "a.ipynb", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(Exception, match="died"):
+    words = r"page FAILED in cell 3: Kernel died.*memory.*CORES=1"
+    with pytest.raises(SystemExit, match=words):
         jobs.execute(notebook, tmp_path / "out" / "page.ipynb", {})
     assert not (tmp_path / "out" / "page.ipynb").exists()

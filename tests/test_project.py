@@ -97,13 +97,7 @@ def test_every_import_is_a_declared_dependency_and_every_dependency_is_used():
     declared = {requirement(line) for line in DECLARED["dependencies"]}
     assert {normal(IMPORT_NAMES.get(name, name)) for name in imported} <= declared
     unused = declared - {normal(IMPORT_NAMES.get(name, name)) for name in imported}
-    assert unused == {
-        "ipykernel",
-        "ipywidgets",
-        "jupyterlab",
-        "pyarrow",
-        "snakemake",
-    }  # used by commands
+    assert unused == {"ipywidgets", "jupyterlab", "pyarrow", "snakemake"}  # used by commands
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pandas as pd
 import pytest
+from toys import straddling
 
 from cervix_utils import config
 from cervix_utils.data import datasets, splits
@@ -191,4 +192,4 @@ def test_parts_are_those_of_the_recipe(protocol):
     grouped = splits.with_groups(table, 8)
     assert split.equals(splits.assign_parts(grouped, "herlev", protocol, 1, 3, 0.4, 5))
     assert (split[["task", "protocol", "fold"]] == ["herlev", protocol, 1]).all(axis=None)
-    assert (splits.straddling(split) == []) == (protocol == "grouped")
+    assert (straddling(split) == []) == (protocol == "grouped")

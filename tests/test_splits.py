@@ -8,6 +8,7 @@ import naive
 import numpy as np
 import pandas as pd
 import pytest
+from toys import straddling
 
 from cervix_utils.data import datasets, splits
 
@@ -66,7 +67,7 @@ def test_parts_hold_every_labelled_image_once_every_class_and_no_group_twice(tas
         assert sides.keys() == {"train", "valid", "test"}
         shared = [sides[a] & sides[b] for a, b in itertools.combinations(sides, 2)]
         leaks += sum(map(len, shared))
-        assert splits.straddling(split) == sorted(set().union(*shared))
+        assert straddling(split) == sorted(set().union(*shared))
         assert (split.groupby("part")["label"].nunique() == len(CLASSES[task])).all()
         share = split["part"].value_counts(normalize=True)
         goal = 0.25 if task == "herlev" else 0.3
@@ -196,7 +197,7 @@ def test_audit_of_a_table_with_a_known_answer():
     assert found["images"].to_dict() == counts
     assert (found["n_test"] == 6).all()
     assert (found["share"] == found["images"] / 6).all()
-    assert splits.straddling(split) == ["A", "B"]
+    assert straddling(split) == ["A", "B"]
 
 
 @pytest.mark.parametrize(("task", "protocol"), CASES)
@@ -281,13 +282,13 @@ def test_one_group_of_many_images_is_kept_whole_and_of_most_is_refused(giant, re
             splits.assign_parts(table, "colposcopy", "grouped", 0)
     else:
         split = splits.assign_parts(table, "colposcopy", "grouped", 0)
-        assert splits.straddling(split) == []
+        assert straddling(split) == []
 
 
 def test_the_smallest_table_that_can_be_split_is():
     table = pd.concat([small(6, 4), small(4, 4, "Type_2")], ignore_index=True)
     split = splits.assign_parts(table, "herlev", "grouped", 0, 4)
-    assert splits.straddling(split) == []
+    assert straddling(split) == []
     assert split.groupby("part")["label"].nunique().eq(2).all()
 
 

@@ -13,6 +13,7 @@ import time
 import pandas as pd
 import papermill
 import pytest
+import torch
 
 from cervix_utils import paths
 from cervix_utils.training import runs
@@ -269,12 +270,12 @@ def test_a_third_data_set_of_unordered_classes_runs_through_notebooks_1_2_and_5(
 @pytest.mark.slow
 def test_a_failing_notebook_names_its_cell_and_leaves_no_report(tmp_path):
     broken = tmp_path / "weights.pth"
-    broken.write_bytes(b"no weights at all")
+    torch.save({"conv1.weight": torch.zeros(3)}, broken)  # of no ResNet
     settings = [*SMALL, "colposcopy_architecture=resnet50", f"weights_resnet50={broken}"]
     code, log = call(tmp_path, *settings, options=tables(tmp_path)[1:])
     assert code != 0
     assert re.search(r"02_colposcopy_resnet50_paper-0 FAILED in cell \d+ \(In \[\d+\]\)", log)
-    assert "WeightsError" in log and "weights.pth holds no plain state dict" in log
+    assert "WeightsError" in log and "conv1.weight" in log
     assert (
         not list((tmp_path / "demo").glob("02_*")) and not (tmp_path / "demo/index.html").exists()
     )
@@ -287,6 +288,7 @@ BAD = {
     "name=../config/demo": "no configuration '../config/demo'",
     "data_root=/nowhere/at/all": "data root /nowhere/at/all does not exist",
     "weights_resnet50=/nowhere.pth": "weights_resnet50: there is no file /nowhere.pth",
+    "weights_resnet50=/etc/passwd": "/etc/passwd holds no plain state dict",
     "herlev_folds=[7]": "herlev_folds: [7] do not exist",
     "n_boot=1000000000": "key 'n_boot': 1000000000 will not do",
 }

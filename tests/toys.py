@@ -30,3 +30,9 @@ def split_of(data_root: Path, recipe: recipes.Recipe) -> pd.DataFrame:
 def files_of(split: pd.DataFrame, part: str) -> list[Path]:
     """The files of one part, in order."""
     return [Path(file) for file in split.loc[split["part"] == part, "path"]]
+
+
+def straddling(split: pd.DataFrame) -> list[str]:
+    """Groups with images in more than one part of a split; empty where nothing can leak."""
+    parts = split.groupby("group")["part"].nunique()
+    return sorted(parts[parts > 1].index)

@@ -2,6 +2,7 @@
 workflow."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+from ipykernel.parentpoller import ParentPollerUnix
 from papermill.exceptions import PapermillExecutionError
 
 from cervix_utils import config, paths
@@ -51,10 +53,7 @@ def plan(
                 places[f"{notebook}_{protocol}-{fold}"] = paths.page_name(task, protocol, fold)
     if settings["attribution_images"]:
         jobs[EXPLAIN] = _explained(settings)
-    jobs |= {
-        COMPARE: {"page_names": list(places.values())},
-        CALIBRATE: {"page_names": list(places.values())},
-    }
+    jobs |= {key: {"page_names": list(places.values())} for key in (COMPARE, CALIBRATE)}
     cells = [page for page in places.values() if page.startswith(f"{settings['herlev_task']}-")]
     if there:
         jobs[ELSEWHERE] = {"page_names": cells}
@@ -93,10 +92,6 @@ def _problems(settings: Mapping[str, Any]) -> list[str]:
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
     if wanted[0] == "grown" or wanted == ("none", "grown"):
         problems.append("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")
-    for key in ("weights_resnet50", "weights_resnet101"):
-        file = paths.resolve(settings[key])
-        if settings[key] not in ("none", "imagenet", "grown") and not file.is_file():
-            problems.append(f"{key}: there is no file {file}; give a path, 'imagenet' or 'none'")
     folds = settings["herlev_n_folds"]
     if wrong := [fold for fold in settings["herlev_folds"] if fold >= folds]:
         problems.append(f"herlev_folds: {wrong} do not exist; herlev_n_folds is {folds}, from 0")
@@ -112,6 +107,14 @@ def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
     from cervix_utils.training import recipes  # here: a finished report needs none of it
 
     problems = []
+    for key in ("weights_resnet50", "weights_resnet101"):
+        if settings[key] not in ("none", "imagenet", "grown"):
+            from cervix_utils.training import networks
+
+            try:
+                networks.read_weights(settings[key])
+            except (ValueError, OSError) as error:
+                problems.append(f"{key}: {error}")
     for prefix in BY_FOLD.values():
         for pipeline in settings[f"{prefix}_pipelines"]:
             place = {"protocol": settings[f"{prefix}_protocols"][0], "fold": 0}
@@ -181,6 +184,13 @@ def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:
             f"\n--- {output.stem} FAILED in {where}:\n\n{error.source}\n\n"
             f"{error.ename}: {error.evalue or line}\n\nThe notebook as far as it came: {partial}"
         )
+    except RuntimeError as error:  # nbclient's, for a kernel that is gone
+        marks = [cell.metadata.get("papermill", {}) for cell in pages.read(partial).cells]
+        ran = [n for n, mark in enumerate(marks, 1) if mark.get("start_time")]
+        sys.exit(
+            f"\n--- {output.stem} FAILED in cell {max(ran, default=1)}: {error}. Most often memory "
+            "ran out: take fewer jobs at a time (CORES=1), a smaller batch or smaller images"
+        )
     partial.replace(output)
     print(f"--- {output.stem} done", flush=True)
 
@@ -210,6 +220,7 @@ def case(run: str, asked: str, data_root: str) -> None:
 
 
 if __name__ == "__main__":
+    ParentPollerUnix(os.getppid()).start()  # a workflow that is killed takes its steps with it
     step, *arguments = sys.argv[1:]
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))

@@ -10,7 +10,6 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,13 +20,16 @@ from cervix_utils import paths
 from cervix_utils.data import demo, images
 
 TABLES = ("images.parquet", "exclusions.parquet")
-TABLE_VERSION = 1  # raised by hand when the same files shall give another table
+TABLE_VERSION = 2  # raised by hand when the same files shall give another table
 COLUMNS = ["id", "source", "label", "original", "severity", "name_group"]
 COLUMNS += ["width", "height", "sha256", "phash", "path", "mask"]
 TYPES = {"phash": "uint64", "severity": int, "width": int, "height": int, "path": str, "mask": str}
-# NAME-d.bmp is the mask of NAME.bmp; NAME_nuc.dat its outlines, NAME_cyt.dat being read with it
-MASK = re.compile(r"(.+)(?:-d|_nuc(?=\.dat$))(?:\.[^.]*)?", re.IGNORECASE)
 SYSTEM_FILES = re.compile(r"^(\._.*|\.DS_Store|Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+UNREAD = "cannot be read (no permission, a link to nothing, or no file at all)"
+# masks by their names, in the copies of Herlev that are about
+_WORDS = r"masks?|seg|segmentations?|annotations?|ground[ _-]?truth|gt"
+MASK_STEM = re.compile(rf"[ _-](d|nuc|{_WORDS})$", re.IGNORECASE)  # nuc: outlines, NAME_nuc.dat
+MASK_FOLDER = re.compile(rf"({_WORDS}|labels|referencia)$", re.IGNORECASE)
 
 
 class DataError(ValueError):
@@ -55,7 +57,7 @@ class Dataset:
     name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
     by_class: bool = False  # whether name groups are numbered anew in each class
     stems: str = ".*"  # expression that the names of its images match, without suffix
-    masks: bool = False  # whether it has masks: see MASK
+    masks: bool = False  # whether it has masks: see MASK_STEM
     test_fraction: float | None = None  # of a repeated random split; None: cross-validation
     published: Mapping[str, int] = field(default_factory=dict)  # published number of images
     published_by: str = "original"  # the column that `published` counts by
@@ -98,8 +100,34 @@ def get(task: str) -> Dataset:
     return replace(found, classes=two, labels=labels, **words)
 
 
-def _files(root: Path) -> list[Path]:
-    return sorted(file for file in root.rglob("*") if file.is_file())
+def _files(root: Path) -> dict[Path, str]:
+    """Every file under ``root``, sorted -> why it cannot be looked at (empty where it can).
+
+    Links to folders are followed, after all else; one that leads back is listed, and so is a folder
+    that cannot be read.
+    """
+    found, seen, places = {}, set(root.resolve().parents), [root]
+
+    def unread(error: OSError) -> None:
+        found[Path(error.filename)] = UNREAD
+
+    for place in places:  # grows by the links that are met
+        for folder, below, names in os.walk(place, onerror=unread):
+            if (real := Path(folder).resolve()) in seen:
+                found[Path(folder)] = "link to a folder that is read already, or that holds this"
+                below.clear()
+                continue
+            seen.add(real)
+            places += filter(Path.is_symlink, (Path(folder, name) for name in sorted(below)))
+            found |= {file: _unfit(file) for file in (Path(folder, name) for name in names)}
+    return dict(sorted(found.items()))
+
+
+def _unfit(file: Path) -> str:
+    """Why a file cannot be looked at: its name, its kind, its permissions; empty where it can."""
+    if _readable(file) != str(file):
+        return "its name is not UTF-8: rename it"
+    return "" if os.access(file, os.R_OK) and file.is_file() else UNREAD
 
 
 def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -113,14 +141,14 @@ def read(root: Path, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
     class that has files, is usable.
     """
     rows, masks, reasons = _sort_files(root, dataset)
-    with ThreadPoolExecutor() as pool:
-        contents = pool.map(images.inspect, [row["path"] for row in rows])
-        rows = [row | content for row, content in zip(rows, contents)]
+    files = [row["path"] for row in rows]
+    contents = images.each(lambda k: images.inspect(files[k]), files)
+    rows = [row | content for row, content in zip(rows, contents)]
     _refuse_twins(rows, root, reasons)
     _attach_masks(rows, masks, reasons)
     used = [row for row in rows if row["path"] not in reasons]
     table = pd.DataFrame(used, columns=COLUMNS).sort_values("id", ignore_index=True).astype(TYPES)
-    left = [(str(file.relative_to(root)), reasons[file]) for file in sorted(reasons)]
+    left = [(_readable(file.relative_to(root)), reasons[file]) for file in sorted(reasons)]
     exclusions = pd.DataFrame(left, columns=["file", "reason"], dtype=str)
     seen = {row["original"] for row in rows}
     _refuse_broken(root, dataset, table, exclusions["reason"], seen)
@@ -131,14 +159,16 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
     """Rows of images; masks by class and stem; reasons of the files that are neither."""
     rows, masks, reasons = [], {}, {}
     grades = {name: grade for grade, name in enumerate(dataset.classes, 1) if dataset.ordered}
-    for file in _files(root):
+    for file, unfit in _files(root).items():
         folders = file.relative_to(root).parts[:-1]
         source, original = dataset.place(folders)
         original = original if original in ("", *dataset.originals) else None
-        if SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
+        if unfit:
+            reasons[file] = unfit
+        elif SYSTEM_FILES.match(file.name) or "__MACOSX" in folders:
             reasons[file] = "system file, not an image"
-        elif dataset.masks and (name := MASK.fullmatch(file.name)):
-            if masks.setdefault((original, name[1]), file) != file:
+        elif dataset.masks and _is_mask(file, folders):
+            if masks.setdefault((original, MASK_STEM.sub("", file.stem)), file) != file:
                 reasons[file] = "second mask of the same image"
         elif original is None:
             reasons[file] = _unknown(folders, dataset)
@@ -148,10 +178,10 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
             reasons[file] = outline if file.suffix.lower() == ".dat" else unlike
         else:
             names = ("" if source == dataset.name else source, original, file.stem)
-            name = "/".join(filter(None, names))
+            name = _no_formula("/".join(filter(None, names)))
             label = dataset.labels.get(original, original)
             row = {"id": name, "source": source, "label": label, "original": original, "path": file}
-            group = dataset.name_group(file.stem)
+            group = _no_formula(dataset.name_group(file.stem))
             group = f"{original}/{group}" if group and dataset.by_class else group
             rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
     rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
@@ -166,17 +196,38 @@ def _unknown(folders: tuple[str, ...], dataset: Dataset) -> str:
     return f"unknown class: no folder of its path names one of {names}{hint}"
 
 
+def _is_mask(file: Path, folders: tuple[str, ...]) -> bool:
+    """Whether a file is a mask, by its name, by one of its folders or by its content."""
+    named = MASK_STEM.search(file.stem) or any(map(MASK_FOLDER.match, folders))
+    return bool(named) or images.has_codes(file)
+
+
+def _no_formula(text: str) -> str:
+    """``text`` as a spreadsheet shows it and does not calculate it (OWASP, CSV injection)."""
+    return re.sub(r"^(?=[=+\-@\t\r])", "'", text)
+
+
+def _readable(path: Path) -> str:
+    """A path as text: bytes of a name that are not UTF-8 become ``\\xff``."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def _refuse_twins(rows: list[dict], root: Path, reasons: dict[Path, str]) -> None:
-    """Reasons of the images that do not decode, or whose id or pixels an earlier image has."""
+    """Reasons of the images that do not decode, or whose id or pixels an earlier image has.
+
+    Of equal pixels in two classes it is said that one class is wrong; the first is kept.
+    """
     first = {}
     for row in rows:
         name, content = row["id"], row.get("sha256")
         if "reason" in row:
             reasons[row["path"]] = row["reason"]
         elif twin := first.get(name) or first.get(content):
-            reasons[row["path"]] = f"same id or same pixels as {twin.relative_to(root)}"
+            reason = f"same id or same pixels as {twin['path'].relative_to(root)}"
+            contradict = len({twin["original"], row["original"]} - {""}) > 1
+            reasons[row["path"]] = reason + ", of another class: one is wrong" * contradict
         else:
-            first[name] = first[content] = row["path"]
+            first[name] = first[content] = row
 
 
 def _attach_masks(rows: list[dict], masks: dict, reasons: dict[Path, str]) -> None:
@@ -219,15 +270,20 @@ def find(data_root: str, task: str, seed: int = 0) -> Path:
     if not value:
         raise DataError("data_root is empty: give DATA=/path or set the variable CERVIX_DATA")
     root = demo.folder_of(seed) if data_root == "demo" else paths.resolve(value)
-    if not root.is_dir():
-        raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
-    content = sorted(root.iterdir())
-    for folder in content:
-        if folder.is_dir() and folder.name.lower() in dataset.folders:
-            return folder
-    names = ", ".join(path.name for path in content[:8]) or "nothing"
-    missing = f"no folder '{dataset.folders[0]}' (found: {names})"
-    raise DataError(f"data root {root} holds {missing}; see README, Data, for the layout")
+    try:
+        if not root.is_dir():
+            raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
+        content = sorted(root.iterdir())
+        named = [path for path in content if path.name.lower() in dataset.folders]
+        found = [folder for folder in named if folder.is_dir()]
+    except OSError as error:
+        raise DataError(f"data root {root} cannot be read ({error.strerror})") from None
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(_readable(path.relative_to(root)) for path in (found or content)[:8])
+    what = f"{'two folders' if found else 'no folder'} '{dataset.folders[0]}'"
+    found = f"(found: {names or 'nothing'}); see README, Data, for the layout"
+    raise DataError(f"data root {root} holds {what} {found}")
 
 
 def state(data_root: str, task: str, seed: int = 0) -> str:
@@ -238,10 +294,10 @@ def state(data_root: str, task: str, seed: int = 0) -> str:
     root, dataset = find(data_root, task, seed), get(task)
     entries = [(TABLE_VERSION, dataset.classes, dict(dataset.labels), dataset.masks)]
     entries.append((dataset.by_class, dataset.stems))
-    for file in _files(root):
-        relative, stat = file.relative_to(root), file.stat()
-        said = (dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
-        entries.append((str(relative), stat.st_size, stat.st_mtime_ns, said))
+    for file, unfit in _files(root).items():
+        relative, stat = file.relative_to(root), None if unfit else file.stat()
+        said = (unfit, dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
+        entries.append((str(relative), stat and (stat.st_size, stat.st_mtime_ns), said))
     return paths.digest(entries)
 
 

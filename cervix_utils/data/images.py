@@ -1,8 +1,10 @@
 """One picture at a time: decode it, say what is wrong with it, make it and its mask a square."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 NUCLEUS, CYTOPLASM, BACKGROUND = 2, 3, 4
 # Pillow decodes these itself; an EPS, for one, would be run as a program by Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+LARGE = 16_000_000  # pixels; of larger pictures one is in memory at a time
 
 
 class DepthError(ValueError):
@@ -30,7 +33,25 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
             image.draft(None, [int(side) or 1 for side in sides])
         if image.mode[0] in "IF":
             raise DepthError(f"{image.mode} pixels")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def each(work: Callable[[int], Any], files: Sequence[str | Path]) -> list:
+    """``[work(0), work(1), ...]`` for as many files of pictures, on all cores; large pictures one
+    after the other in this thread, so that memory does not grow with the cores."""
+    with ThreadPoolExecutor() as pool:
+        small = {k: pool.submit(work, k) for k, file in enumerate(files) if not _is_large(file)}
+        return [small[k].result() if k in small else work(k) for k in range(len(files))]
+
+
+def _is_large(file: str | Path) -> bool:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.width * image.height > LARGE
+    except Exception:  # no picture: whoever opens it will say so
+        return False
 
 
 def open_mask(path: str | Path) -> Image.Image:
@@ -71,37 +92,50 @@ def outlined(file: Path) -> Image.Image:
 def inspect(path: Path) -> dict:
     """Width, height, SHA-256 of the decoded RGB pixels and 64-bit perceptual hash; or ``reason``
     why it is unusable."""
-    if path.stat().st_size == 0:
-        return {"reason": "empty file (0 bytes)"}
     try:
+        if path.stat().st_size == 0:
+            return {"reason": "empty file (0 bytes)"}
         image = open_image(path)
     except UnidentifiedImageError:
         return {"reason": "not an image"}
     except (DepthError, Image.DecompressionBombError) as error:
         return {"reason": f"damaged, or too large or deep ({error}): 8 bits a colour will do"}
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes of its decoder
         return {"reason": f"truncated or damaged ({error})"}
-    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-    phash = int(str(imagehash.phash(image)), 16)
-    return {"width": image.width, "height": image.height, "sha256": digest, "phash": phash}
+    digest, phash = hashlib.sha256(f"{image.size}".encode()), int(str(imagehash.phash(image)), 16)
+    for top in range(0, image.height, 256):  # not at once, which takes twice the memory
+        strip = image.crop((0, top, image.width, min(top + 256, image.height)))
+        digest.update(strip.tobytes())
+    values = (*image.size, digest.hexdigest(), phash)
+    return dict(zip(("width", "height", "sha256", "phash"), values))
+
+
+def has_codes(path: Path) -> bool:
+    """Whether a file is a mask by its content: a palette or grey picture of mask codes alone."""
+    try:
+        return open_mask(path).getextrema()[1] <= BACKGROUND
+    except Exception:  # no picture, or one with colours
+        return False
 
 
 def mask_problem(mask: Path, size: tuple[int, int]) -> str:
     """Why ``mask`` cannot serve an image of ``size`` (width, height); empty where it can."""
     try:
-        width, height = open_mask(mask).size
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        return "mask is empty, truncated or not an image"
+        opened = open_mask(mask)
     except ValueError as error:
         return str(error).removeprefix(f"{mask}: ")
-    problem = f"mask is {width}x{height}, its image {size[0]}x{size[1]}"
-    return "" if (width, height) == size else problem
+    except Exception:  # whatever a damaged file makes of its decoder
+        return "mask is empty, truncated or not an image"
+    if opened.size != size:
+        return "mask is {}x{}, its image {}x{}".format(*opened.size, *size)
+    return "" if NUCLEUS in np.asarray(opened) else f"mask has no nucleus (code {NUCLEUS})"
 
 
 def border_colour(image: Image.Image) -> tuple[int, int, int]:
     """Median RGB (0..255) of the outermost pixels: what an image is padded with."""
-    pixels = np.asarray(image)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    w, h = image.size
+    sides = [(0, 0, w, 1), (0, h - 1, w, h), (0, 0, 1, h), (w - 1, 0, w, h)]
+    edge = np.concatenate([np.asarray(image.crop(side)).reshape(-1, 3) for side in sides])
     return tuple(int(value) for value in np.median(edge, axis=0))
 
 

@@ -73,7 +73,7 @@ def _refuse(table: pd.DataFrame, n_folds: int, grouped: bool) -> None:
     unit, remedy = ("group", ", or a smaller phash_distance") if grouped else ("image", "")
     counts = table.groupby("label")["group" if grouped else "id"].nunique()
     for label, count in counts[counts < n_folds].items():
-        need = f"{n_folds} folds need more: ask for fewer folds{remedy}"
+        need = f"{n_folds} folds need more: add images or ask for fewer folds{remedy}"
         raise SplitError(f"class '{label}' has {count} {unit}s, {need}")
 
 
@@ -173,12 +173,6 @@ def permute_labels(split: pd.DataFrame, seed: int) -> pd.DataFrame:
         rows = np.flatnonzero(split["part"] == part)
         label[rows] = label[draw.permutation(rows)]
     return split.drop(columns="severity", errors="ignore").assign(label=label)
-
-
-def straddling(split: pd.DataFrame) -> list[str]:
-    """Groups with images in more than one part of a split; empty where nothing can leak."""
-    parts = split.groupby("group")["part"].nunique()
-    return sorted(parts[parts > 1].index)
 
 
 def audit(split: pd.DataFrame, distance: int) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import shutil
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +12,9 @@ from PIL import __version__ as pillow
 
 from cervix_utils import paths
 from cervix_utils.data import images
+from cervix_utils.paths import CacheError
 
 SQUARES_VERSION = 1  # raised by hand when the same pictures shall give other squares
-
-
-class CacheError(OSError):
-    """Decoded pictures cannot be written or are damaged; the message names folder and remedy."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,7 @@ def open_squares(table: pd.DataFrame, size: int, window: int = 0) -> Decoded:
     """
     content = (SQUARES_VERSION, pillow, size, window, *table["sha256"])
     files = list(table["path"])
-    try:
-        folder = paths.cached("squares", content, lambda new: _write(new, files, size, window))
-    except OSError as error:
-        raise CacheError(f"decoded pictures could not be written: {error}") from error
+    folder = paths.cached("squares", content, lambda new: _write(new, files, size, window))
     try:
         pixels, sums = np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "sums.npy")
     except (OSError, ValueError) as error:
@@ -72,7 +65,7 @@ def open_squares(table: pd.DataFrame, size: int, window: int = 0) -> Decoded:
 
 
 def _write(folder: Path, files: list[str], size: int, window: int) -> None:
-    """Decode ``files`` on all cores, straight to disk: memory does not grow with their number."""
+    """Decode ``files`` straight to disk: memory does not grow with their number."""
     needed, free = len(files) * size * size * 3, shutil.disk_usage(folder.parent).free
     # this line ends in reports, which name no folder of this machine
     megabytes = f"{needed / 1e6:.0f} MB in {paths.public(folder.parent)}"
@@ -87,7 +80,5 @@ def _write(folder: Path, files: list[str], size: int, window: int) -> None:
         pixels[row] = images.square(files[row], size, window)
         return zlib.crc32(pixels[row])
 
-    with ThreadPoolExecutor() as pool:
-        sums = pool.map(decode, range(len(files)))
-        np.save(folder / "sums.npy", np.fromiter(sums, np.uint32, len(files)))
+    np.save(folder / "sums.npy", np.array(images.each(decode, files), np.uint32))
     pixels.flush()

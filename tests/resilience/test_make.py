@@ -1,0 +1,166 @@
+"""`make reports`: odd paths reach the workflow whole, one run at a time, no home to write to."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from cervix_utils import config, paths
+from workflow import jobs
+
+SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['HOME'], os.getcwd()]))"
+DATA = [
+    "/data/plain",
+    "relative/folder",
+    "/a folder/with  spaces",
+    '/it\'s/one "two"',
+    r"/back\slash",
+    "/colon: and # mark",
+    "/[list] {a} *x &y",
+    "/café/漢字",
+    "/semi;colon $(touch /tmp/x) `id` | & > <",
+    "/a,b=c%20",
+]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder of an odd name with this Makefile and a workflow that says what it was given."""
+    root = tmp_path / 'it\'s "a" folder, really'
+    (root / ".venv/bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(paths.ROOT / name, root)
+    (root / "reports/demo").mkdir(parents=True)
+    stand_in = root / ".venv/bin/snakemake"
+    stand_in.write_text(f"#!{sys.executable}\n{SHOW}\n")
+    stand_in.chmod(0o755)
+    (root / ".venv/.done").touch()
+    return root
+
+
+def make(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`make` in a checkout, with these variables in its environment."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(
+        command, cwd=root, env=kept | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def read(done: subprocess.CompletedProcess) -> tuple[dict, list[str], str, str]:
+    """(configuration, other options, home, page) that a stand-in for the workflow printed."""
+    assert done.returncode == 0, done.stderr
+    said, page = done.stdout.splitlines()
+    words, home, _ = json.loads(said)
+    split = words.index("--config")
+    entries = (word.split("=", 1) for word in words[split + 1 :])
+    values = {key: yaml.load(value, yaml.BaseLoader) for key, value in entries}
+    return values, words[:split], home, page
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_the_data_root_reaches_the_workflow_whole(checkout, data):
+    escaped = data.replace("$", "$$")  # make's own rule
+    values, _, _, page = read(make(checkout, "reports", f"DATA={escaped}", "SET=seed=3 n_boot=50"))
+    assert values == {"name": "demo", "data_root": data, "seed": "3", "n_boot": "50"}
+    assert page == f"{checkout}/reports/demo/index.html"
+
+
+def test_reports_elsewhere_and_no_home(checkout, tmp_path):
+    elsewhere = tmp_path / "else where"
+    (elsewhere / "demo").mkdir(parents=True)
+    values, options, home, page = read(make(checkout, "reports", CERVIX_REPORTS=str(elsewhere)))
+    assert options[options.index("--directory") + 1] == str(elsewhere)
+    assert page == f"{elsewhere}/demo/index.html" and values == {"name": "demo"}
+    assert home == os.environ["HOME"]
+    for nowhere in ("", "/nonexistent"):
+        home = read(make(checkout, "reports", HOME=nowhere))[2]
+        assert home == f"{checkout}/.cache/home" and Path(home).is_dir()
+    made = read(make(checkout, "reports", HOME="", CERVIX_CACHE=str(tmp_path / "c")))[2]
+    assert made == str(tmp_path / "c/home")
+
+
+def test_nothing_is_left_to_unlock(checkout):
+    assert "unlock" not in make(checkout, "help").stdout
+    assert "test-resilience" in make(checkout, "help").stdout
+
+
+# One run at a time
+
+
+def workflow(reports: Path, *options: str, **more) -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock", *options]
+    command += ["--directory", str(reports), "--config", "name=demo", "attribution_images=0"]
+    places = {"CERVIX_REPORTS": str(reports), "CERVIX_CACHE": str(reports / "cache")}
+    environment = os.environ | places | {"PYTHONPATH": str(paths.ROOT)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=paths.ROOT, env=environment, **streams, **more)
+
+
+def test_a_second_run_is_refused_with_one_line_and_a_dead_one_is_in_nobodys_way(tmp_path):
+    target = str(tmp_path / "demo/01_data_exploration.ipynb")
+    drafts = [tmp_path / f"{place}/.{'0f' * 16}.x" for place in ("demo/runs/a/b", "cache")]
+    [draft.mkdir(parents=True) for draft in drafts]
+    alive = tmp_path / f"cache/.{'0f' * 16}.alive"
+    alive.touch()
+    with FileLock(tmp_path / "cache/alive.lock"):
+        first = workflow(tmp_path, target, start_new_session=True)
+        while "starts" not in (line := first.stdout.readline()):
+            assert line, "the first run ended"
+    assert not any(draft.exists() for draft in drafts)  # what killed runs have left half made
+    assert alive.exists()  # what another one is making
+    second = workflow(tmp_path, target)
+    said = second.communicate(timeout=120)[0]
+    assert second.returncode != 0 and "Traceback" not in said
+    assert f"another run is making {tmp_path}/demo: wait until it ends" in said
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    third = workflow(tmp_path, "-n", target)
+    said = third.communicate(timeout=120)[0]
+    assert third.returncode == 0 and "rule explore" in said, said
+
+
+# What the plan refuses
+
+BOMB = "x: &a [1, 1]\ny: &b [*a, *a]\nherlev_folds: *b\n"
+FILES = {
+    "aliases": (BOMB, "aliases"),
+    "deep": ("herlev_folds: " + "[" * 5000 + "]" * 5000, "recursion"),
+    "latin": ("# café\n".encode("latin-1"), "utf-8"),
+    "digits": ("seed: " + "9" * 5000, "4300 digits"),
+    "code": ("seed: !!python/object/apply:os.system ['true']", "could not determine"),
+    "control": ('data_root: "a\\0b"', "embedded null"),
+    "surrogate": ('weights_resnet50: "\\ud800"', "weights_resnet50: 'utf-8' codec"),
+    "long": ("n_boot: " + "x" * 10**5, "'xxxxxxxxxxxx...xxxxxxxxxxxxx' will not do"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_no_configuration_are_refused_at_once(tmp_path, monkeypatch, name):
+    config.schema()
+    content, words = FILES[name]
+    monkeypatch.setattr(paths, "CONFIG", tmp_path)
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / f"{name}.yaml").write_bytes(data)
+    start = time.monotonic()
+    with pytest.raises(config.ConfigError, match=words) as error:
+        jobs.plan(name, {})
+    assert time.monotonic() - start < 30 and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "Makefile", "README.md", "pickle"])
+def test_weights_that_are_none_are_refused_before_anything_runs(tiny_demo, tmp_path, file):
+    if file == "pickle":
+        file = tmp_path / "code.pth"
+        file.write_bytes(b"cos\nsystem\n(S'touch " + bytes(tmp_path / "ran") + b"'\ntR.")
+    with pytest.raises(config.ConfigError, match=r"weights_resnet50: .* no plain state dict"):
+        jobs.plan("demo", {"data_root": str(tiny_demo), "weights_resnet50": str(file)})
+    assert not (tmp_path / "ran").exists()
