@@ -29,7 +29,7 @@ help:  ## this list
 	@touch $@
 
 reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value"
-	@$(HOMED) exec .venv/bin/snakemake --directory $(REPORTS) --cores $(CORES) --resources gpu=1 --nolock --rerun-incomplete \
+	@$(HOMED) exec .venv/bin/snakemake --directory $(REPORTS) --cores $(CORES) --nolock --rerun-incomplete \
 	  --quiet rules host reason --config $(GIVEN)
 	@cd $(REPORTS)/$(call quoted,$(CONFIG)) && echo "$$PWD/index.html"
 

@@ -192,7 +192,7 @@ def test_what_cannot_be_calibrated_is_said():
     for function in (calibration.temperature, calibration.calibration, calibration.reliability):
         with pytest.raises(ValueError, match="no probabilities"):
             function(regressed)
-    with pytest.raises(ValueError, match="no valid part"):
+    with pytest.raises(ValueError, match="no valid or inner part"):
         calibration.temperature(forecast(0, 10))
     with pytest.raises(ValueError, match="no probabilities"):
         calibration.calibration(forecast(0, 10)[:0])
@@ -496,7 +496,7 @@ def test_a_class_missing_from_calibration_is_allowed_and_two_classes_are_refused
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="no probabilities"):
         calibration.prediction_sets(regressed(0), "lac", 0.9, 0)
-    with pytest.raises(ValueError, match="no valid part"):
+    with pytest.raises(ValueError, match="no valid or inner part"):
         calibration.prediction_sets(the_test_part(parts(0)), "contiguous", 0.9, 0)
     for level in (0, 1, 1.5):
         with pytest.raises(ValueError, match="between 0 and 1"):

@@ -1,5 +1,6 @@
 """Initial weights and architectures: nothing unsafe is loaded, nothing wrong taken in silence."""
 
+import json
 import os
 import pickle
 from urllib.error import URLError
@@ -254,3 +255,13 @@ def test_networks_that_end_otherwise_are_refused(architecture):
 def test_other_networks_are_refused(name):
     with pytest.raises(networks.WeightsError, match="torchvision has no network"):
         networks.network(name, "linear", 3)
+
+
+def test_weights_of_a_run_folder_say_what_was_trained_there(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    first = {"task": "sipakmed", "pipeline": "classification", "protocol": "grouped", "fold": 0}
+    record = json.dumps(first | {"weights": "resnet18, random"})
+    (tmp_path / "recipe.json").write_text(record)
+    words = networks.describe_weights(str(tmp_path / "model.safetensors"), "resnet18")
+    assert words.startswith("resnet18 trained on sipakmed, classification, grouped-0 (sha256 ")
+    assert words.endswith("from: resnet18, random") and str(tmp_path) not in words

@@ -186,11 +186,20 @@ def test_a_data_root_with_one_data_set_names_the_other(tmp_path):
         jobs.plan("demo", {"data_root": str(tmp_path)})
 
 
-def test_a_report_without_a_gpu_shares_none(monkeypatch):
-    monkeypatch.setattr(jobs.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    assert jobs.uses_gpu({"device": "auto"}) and not jobs.uses_gpu({"device": "cpu"})
-    monkeypatch.setattr(jobs.shutil, "which", lambda name: None)
-    assert not jobs.uses_gpu({"device": "auto"})
+@pytest.mark.parametrize(("memory", "jobs_at_once"), [(81559, 4), (40960, 2), (8192, 1)])
+def test_a_gpu_is_shared_by_as_many_jobs_as_its_memory_holds(
+    tmp_path, monkeypatch, memory, jobs_at_once
+):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho {memory}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert jobs.sharing_a_gpu({"device": "auto"}) == jobs_at_once
+    assert jobs.sharing_a_gpu({"device": "cpu"}) == 0
+
+
+def test_a_report_without_a_gpu_shares_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert jobs.sharing_a_gpu({"device": "auto"}) == 0
 
 
 # Executing a notebook

@@ -18,7 +18,7 @@ import torch
 from cervix_utils import paths
 from cervix_utils.training import runs
 
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--resources", "gpu=1", "--rerun-incomplete"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--rerun-incomplete"]
 PAGES = [
     "01_data_exploration",
     *(f"02_colposcopy_resnet50_{protocol}-0" for protocol in ("grouped", "paper")),

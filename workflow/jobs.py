@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from cervix_utils.report import pages
 PHOTOGRAPHS, CELLS = "02_colposcopy_resnet50", "03_herlev_resnet101"
 EXPLAIN, COMPARE, CALIBRATE = "04_explainability", "05_comparison", "06_calibration"
 ELSEWHERE = "08_elsewhere"
+MIB_A_JOB = 16_000  # of a GPU: a ResNet-101 at 224 px in batches of 32 takes about 10,000
 BY_FOLD = {PHOTOGRAPHS: "colposcopy", CELLS: "herlev"}  # notebook -> prefix of its keys
 
 
@@ -156,10 +158,13 @@ def tables_of(page: str, jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return values.get("page_names", [])
 
 
-def uses_gpu(settings: Mapping[str, Any]) -> bool:
-    """Whether training jobs will share a GPU and must wait for each other (PyTorch is not
-    imported)."""
-    return settings["device"] != "cpu" and shutil.which("nvidia-smi") is not None
+def sharing_a_gpu(settings: Mapping[str, Any]) -> int:
+    """How many jobs share the GPU, 1 to 4 by its memory; 0 without one. PyTorch is not imported."""
+    if settings["device"] == "cpu" or shutil.which("nvidia-smi") is None:
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return min(4, max(1, int(answer[0]) // MIB_A_JOB)) if answer else 0
 
 
 def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:

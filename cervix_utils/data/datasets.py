@@ -199,7 +199,7 @@ def _unknown(folders: tuple[str, ...], dataset: Dataset) -> str:
 def _is_mask(file: Path, folders: tuple[str, ...]) -> bool:
     """Whether a file is a mask, by its name, by one of its folders or by its content."""
     named = MASK_STEM.search(file.stem) or any(map(MASK_FOLDER.match, folders))
-    return bool(named) or images.has_codes(file)
+    return bool(named) or (file.suffix.lower() != ".dat" and images.has_codes(file))
 
 
 def _no_formula(text: str) -> str:

@@ -3,6 +3,7 @@ described."""
 
 import copy
 import hashlib
+import json
 from pathlib import Path
 from urllib.error import URLError
 
@@ -107,6 +108,11 @@ def describe_weights(weights: str, architecture: str) -> str:
         return f"{architecture} grown from: {origin}"
     file = weights_file(weights)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    record = file.with_name("recipe.json")
+    if record.is_file():  # a run folder: what was trained there, and from what
+        first = json.loads(record.read_text())
+        trained = "{task}, {pipeline}, {protocol}-{fold}".format_map(first)
+        return f"{architecture} trained on {trained} (sha256 {digest}) from: {first['weights']}"
     return f"{architecture}, state dict {file.name} (sha256 {digest})"
 
 
