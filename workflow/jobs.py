@@ -118,6 +118,8 @@ def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
             except (ValueError, OSError) as error:
                 problems.append(f"{key}: {error}")
     for prefix in BY_FOLD.values():
+        if not (settings["valid_fraction"] or settings[f"{prefix}_candidates"]):
+            problems.append(f"valid_fraction 0 calibrates nothing: give {prefix}_candidates")
         for pipeline in settings[f"{prefix}_pipelines"]:
             place = {"protocol": settings[f"{prefix}_protocols"][0], "fold": 0}
             try:
