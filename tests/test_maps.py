@@ -274,22 +274,10 @@ def test_deltas_are_what_the_maps_and_the_scores_leave_open(explain, few_cells, 
     assert item.table["steps"].tolist() == [4] * 6 and change.abs().min() > 1e-3
 
 
-def test_the_bound_and_the_rule_reach_the_integration(explain, few_cells, small_network):
+def test_the_bound_reaches_the_integration(explain, few_cells, small_network):
     model = small_network()
     item = replace(explain, bound=1e-3)(model, few_cells, "integrated_gradients", "white")
     assert item.table["delta"].abs().max() <= 1e-3 and item.table["steps"].max() > 4
-    literal = replace(explain, rule="literal")(model, few_cells, "integrated_gradients", "white")
-    ends = few_cells.pixels, few_cells.baseline("white")
-    slow = attribution.integrated_gradients(explain.network(model), *ends, 4, "literal")
-    np.testing.assert_array_equal(literal.maps, slow.maps)
-
-
-def test_the_grid_of_grad_cam_is_shown_or_smoothed(explain, few_cells, small_network):
-    model = small_network()
-    coarse = replace(explain, grid=True)(model, few_cells, "grad_cam").maps.reshape(6, 4, 4, 4, 4)
-    assert (coarse == coarse[:, :, :1, :, :1]).all()
-    smooth = explain(model, few_cells, "grad_cam").maps.reshape(6, 4, 4, 4, 4)
-    assert not (smooth == smooth[:, :, :1, :, :1]).all()
 
 
 @pytest.mark.parametrize(("method", "baseline"), METHODS)
@@ -321,7 +309,7 @@ def test_other_images_of_the_same_names_have_their_own_maps(explain, few_cells, 
 
 def test_whatever_decides_a_map_makes_it_anew(explain, few_cells, small_network, monkeypatch):
     model, calls = small_network(), [(explain, few_cells, "white")]
-    changes = {"steps": 5, "bound": 0.5, "rule": "literal", "grid": True}
+    changes = {"steps": 5, "bound": 0.5}
     calls += [
         (replace(explain, **{name: value}), few_cells, "white") for name, value in changes.items()
     ]

@@ -143,8 +143,8 @@ def test_what_cannot_be_used_is_named_and_the_others_go_on(tmp_path, write_image
     table = own.read(str(folder)).set_index("id")
     reasons = table["reason"].to_dict()
     assert reasons["empty.png"] == "empty file (0 bytes)" and reasons["text.png"] == "not an image"
-    assert "too large or deep (I;16 pixels): 8 bits a colour will do" in reasons["deep.png"]
-    assert "too large or deep (Image size (400000000 pixels) exceeds" in reasons["huge.png"]
+    assert "(I;16 pixels, 8 bits a colour are needed)" in reasons["deep.png"]
+    assert "damaged or too large (Image size (400000000 pixels) exceeds" in reasons["huge.png"]
     good = sorted(table.index[table["reason"] == ""])
     assert good == ["cmyk.jpg", "good.png", "grey.png", "in/<b>.png"]
     assert (
@@ -185,7 +185,7 @@ def test_the_case_of_a_folder_of_mixed_pictures(
     np.testing.assert_allclose(table[columns[:5]].sum(axis=1), 1, atol=1e-4)
     page = (tmp_path / "case" / "07_own_images.html").read_text("utf-8")
     assert (
-        "deep.png: damaged, or too large or deep (I;16 pixels)" in page
+        "deep.png: truncated, damaged or too large (I;16 pixels, 8 bits" in page
         and "in/&lt;b&gt;.png" in page
         and "<b>.png" not in page
     )

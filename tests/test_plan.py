@@ -51,6 +51,8 @@ def test_notebook_4_explains_the_first_protocol_and_fold_of_each_task(settings):
     asked |= {"colposcopy_protocols": ["train_only"], "colposcopy_pipelines": ["modern", "sgd"]}
     found = jobs.plan("demo", settings | asked)[1][jobs.EXPLAIN]
     assert found["cells_page"] == "herlev-grouped-2"
+    pages = ["herlev-grouped-2", "herlev-grouped-0", "herlev-paper-2", "herlev-paper-0"]
+    assert found["cells_pages"] == pages
     assert found["photographs_page"] == "colposcopy-train_only-0"
     assert found["photographs_pipeline"] == "sgd"
 
@@ -80,7 +82,8 @@ def test_tables_that_pages_write_and_read(settings):
     assert tables.pop("01_data_exploration") == []
     for page in ("05_comparison", "06_calibration"):
         assert sorted(tables.pop(page)) == written
-    assert tables.pop(jobs.EXPLAIN) == ["herlev-grouped-1", "colposcopy-paper-0"]
+    cells = ["herlev-grouped-1", "herlev-grouped-0"]
+    assert tables.pop(jobs.EXPLAIN) == [*cells, "colposcopy-paper-0"]
     assert tables.pop(jobs.ELSEWHERE) == ["herlev-grouped-1", "herlev-grouped-0"]
     assert sorted(table for (table,) in tables.values()) == written
     assert tables[f"{jobs.CELLS}_grouped-1"] == ["herlev-grouped-1"]

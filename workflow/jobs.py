@@ -53,10 +53,10 @@ def plan(
                 jobs[f"{notebook}_{protocol}-{fold}"] = place
                 task = settings[f"{prefix}_task"]
                 places[f"{notebook}_{protocol}-{fold}"] = paths.page_name(task, protocol, fold)
-    if settings["attribution_images"]:
-        jobs[EXPLAIN] = _explained(settings)
     jobs |= {key: {"page_names": list(places.values())} for key in (COMPARE, CALIBRATE)}
     cells = [page for page in places.values() if page.startswith(f"{settings['herlev_task']}-")]
+    if settings["attribution_images"]:
+        jobs[EXPLAIN] = _explained(settings) | {"cells_pages": cells}
     if there:
         jobs[ELSEWHERE] = {"page_names": cells}
     complete = {}
@@ -156,7 +156,7 @@ def tables_of(page: str, jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         task = values[f"{BY_FOLD[notebook]}_task"]
         return [paths.page_name(task, values["protocol"], values["fold"])]
     if notebook == EXPLAIN:
-        return [values["cells_page"], values["photographs_page"]]
+        return [*values["cells_pages"], values["photographs_page"]]
     return values.get("page_names", [])
 
 

@@ -17,12 +17,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 LARGE = 16_000_000  # pixels; of larger pictures one is in memory at a time
 
 
-class DepthError(ValueError):
-    """A picture has more than 8 bits a colour; Pillow would cut them off."""
-
-
 def open_image(path: str | Path, least: int = 0) -> Image.Image:
-    """The decoded picture: RGB, EXIF orientation applied. Raises OSError where it does not decode.
+    """The decoded picture: RGB, EXIF orientation applied. OSError or ValueError if unusable.
 
     ``least``: the longer side may come smaller, down to twice this: JPEG decodes a half, quarter
     or eighth faster.
@@ -31,8 +27,8 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
         if least:
             sides = [2 * least * side / max(image.size) for side in image.size]
             image.draft(None, [int(side) or 1 for side in sides])
-        if image.mode[0] in "IF":
-            raise DepthError(f"{image.mode} pixels")
+        if image.mode[0] in "IF":  # Pillow would cut them off
+            raise ValueError(f"{image.mode} pixels, 8 bits a colour are needed")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -98,10 +94,8 @@ def inspect(path: Path) -> dict:
         image = open_image(path)
     except UnidentifiedImageError:
         return {"reason": "not an image"}
-    except (DepthError, Image.DecompressionBombError) as error:
-        return {"reason": f"damaged, or too large or deep ({error}): 8 bits a colour will do"}
     except Exception as error:  # whatever a damaged file makes of its decoder
-        return {"reason": f"truncated or damaged ({error})"}
+        return {"reason": f"truncated, damaged or too large ({error})"}
     digest, phash = hashlib.sha256(f"{image.size}".encode()), int(str(imagehash.phash(image)), 16)
     for top in range(0, image.height, 256):  # not at once, which takes twice the memory
         strip = image.crop((0, top, image.width, min(top + 256, image.height)))

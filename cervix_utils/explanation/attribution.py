@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerGradCam, Occlusion
+from captum.attr import GuidedGradCam, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -18,7 +18,6 @@ from cervix_utils.training import losses, networks
 
 BASELINES = ["white", "background", "mean", "blurred"]
 LAYERS = ["layer4", "features", "trunk_output"]  # where torchvision's convolutions end
-RULES = {"gausslegendre": "gausslegendre", "trapezoid": "riemann_trapezoid", "literal": ""}
 TOGETHER, BATCH, MOST = 8, 32, 512  # images refined at once, images in one pass, points an image
 Function = Callable[[Tensor], Tensor]
 
@@ -110,17 +109,16 @@ def _layer(network: FromPixels) -> nn.Module:
 
 
 @full_float32()
-def grad_cam(network: FromPixels, pixels: Tensor, target=None, grid=False) -> np.ndarray:
+def grad_cam(network: FromPixels, pixels: Tensor, target=None) -> np.ndarray:
     """Grad-CAM (Selvaraju et al. 2017) of outputs (``target``: int64 (n,)) or a severity score.
 
     Returns (n, s, s): evidence for it (ReLU), one value a cell of the layer's grid (a 32nd of the
-    picture's side in a ResNet), scaled up. ``grid``: its squares stay visible.
+    picture's side in a ResNet), scaled up and smoothed.
     """
     cam = LayerGradCam(network, _layer(network))
     inputs = pixels.detach().requires_grad_()
     maps = cam.attribute(inputs, target=target, relu_attributions=True)
-    size, mode = pixels.shape[-2:], "nearest" if grid else "bilinear"
-    maps = nn.functional.interpolate(maps, size, mode=mode)
+    maps = nn.functional.interpolate(maps, pixels.shape[-2:], mode="bilinear")
     return maps[:, 0].detach().cpu().numpy()
 
 
@@ -162,37 +160,46 @@ class Gradients(NamedTuple):
 
 @full_float32()
 def integrated_gradients(
-    function: Function, pixels: Tensor, start: Tensor, steps=16, rule="gausslegendre", bound=np.inf
+    function: Function, pixels: Tensor, start: Tensor, steps=16, bound=np.inf
 ) -> Gradients:
     """Integrated Gradients (Sundararajan et al. 2017) from ``start`` to ``pixels``.
 
-    The way is cut into segments of two points, ``steps`` points at first, each integrated by
-    captum. What a segment's sum lacks to the difference of the function over it is its own delta.
-    In every image whose delta, or root of the summed squares of its segments' deltas (for errors
-    that cancel), is above ``bound``, the segments with at least half of the largest delta are
-    halved, until both are below or MOST points are used. Segments of 8 images share batches of 32.
+    The way is cut into segments of two points of Gauss and Legendre, ``steps`` points at first,
+    each integrated by captum. What a segment's sum lacks to the difference of the function over it
+    is its own delta. In every image whose delta, or root of the summed squares of its segments'
+    deltas (for errors that cancel), is above ``bound``, the segments with at least half of the
+    largest delta are halved, until both are below or MOST points are used. Segments of 8 images
+    share batches of 32.
 
-    Rules: ``gausslegendre``, ``trapezoid``, or ``literal``: the sum printed in paper H, section 4,
-    m + 1 points of weight 1/m on the whole way, without a bound: it overshoots by (m + 1) / m.
-    Raises AttributionError for a baseline of another shape, an unknown rule, or gradients that are
-    not finite.
+    Raises AttributionError for a baseline of another shape, or gradients that are not finite.
     """
     if start.shape != pixels.shape:
         shapes = f"the baseline has shape {tuple(start.shape)}, the images {tuple(pixels.shape)}"
         raise AttributionError(f"{shapes}: give one baseline an image")
-    if rule not in RULES:
-        raise AttributionError(f"unknown rule of integration '{rule}': use {', '.join(RULES)}")
     parts = []
     for images, origins in zip(pixels.split(TOGETHER), start.split(TOGETHER)):
         ways = _Ways(function, images, origins)
-        literal = rule == "literal"
-        parts.append(_literal(ways, steps) if literal else _refined(ways, steps, rule, bound))
+        parts.append(_refined(ways, steps, bound))
     result = Gradients(*map(np.concatenate, zip(*parts)))
     damaged = np.flatnonzero(~np.isfinite(result.deltas))
     if len(damaged):
         words = f"the gradients of image {damaged[0]} are not finite"
         raise AttributionError(f"{words}: the network or the image is damaged")
     return result
+
+
+@full_float32()
+def smoothed_gradients(function: Function, pixels: Tensor, start: Tensor, target=None):
+    """Integrated Gradients averaged over 5 copies of ``pixels`` with noise of the spread 0.1, by
+    captum (SmoothGrad, Smilkov et al. 2017): (n, s, s) in units of the function."""
+    tunnel, maps = NoiseTunnel(IntegratedGradients(function)), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for images, origins in zip(pixels.split(TOGETHER), start.split(TOGETHER)):
+            how = {"baselines": origins, "target": target, "internal_batch_size": BATCH}
+            colours = tunnel.attribute(images, "smoothgrad", 5, 1, 0.1, n_steps=32, **how)
+            maps.append(colours.sum(dim=1).detach().cpu().numpy())
+    return np.concatenate(maps)
 
 
 @full_float32()
@@ -228,34 +235,33 @@ class _Ways(NamedTuple):
         """The function there."""
         return answers(self.function, self.at(image, place)).astype(float)
 
-    def integrate(self, segments: pd.DataFrame, rule: str) -> pd.DataFrame:
+    def integrate(self, segments: pd.DataFrame) -> pd.DataFrame:
         """``segments`` with their maps and errors."""
         captum, maps = IntegratedGradients(self.function), []
         for first in range(0, len(segments), BATCH // 2):
             batch = segments.iloc[first : first + BATCH // 2]
             ends = (self.at(batch["image"], batch[place]) for place in ("high", "low"))
-            colours = captum.attribute(*ends, n_steps=2, method=RULES[rule])
+            colours = captum.attribute(*ends, n_steps=2)  # of Gauss and Legendre
             maps.append(colours.sum(dim=1).detach().cpu().numpy())
-        exact = 2.0 if rule == "trapezoid" else 1.0  # captum weighs n points 1/n, not 1/(n - 1)
-        maps = np.concatenate(maps) * exact
+        maps = np.concatenate(maps)
         errors = maps.sum(axis=(1, 2), dtype=float) - (segments["end"] - segments["begin"])
         return segments.assign(map=list(maps), error=errors)
 
 
-def _refined(ways: _Ways, steps: int, rule: str, bound: float) -> Gradients:
+def _refined(ways: _Ways, steps: int, bound: float) -> Gradients:
     """``integrated_gradients`` by segments that are halved where they fall short."""
     edges = np.linspace(0, 1, max(steps // 2, 1) + 1)
     points = pd.MultiIndex.from_product([range(len(ways.pixels)), edges], names=["image", "low"])
     segments = points.to_frame(index=False)
     segments["begin"] = ways.values(segments["image"], segments["low"])
     segments[["high", "end"]] = segments.groupby("image")[["low", "begin"]].shift(-1)
-    segments = ways.integrate(segments.dropna(subset="high"), rule)
+    segments = ways.integrate(segments.dropna(subset="high"))
     while (cut := _to_halve(segments, bound)).any():
         whole = segments[cut]
         middle = (whole["low"] + whole["high"]) / 2
         value = ways.values(whole["image"], middle)
         first, second = whole.assign(high=middle, end=value), whole.assign(low=middle, begin=value)
-        halves = ways.integrate(pd.concat([first, second]), rule)
+        halves = ways.integrate(pd.concat([first, second]))
         segments = pd.concat([segments[~cut], halves], ignore_index=True)
     image = segments["image"]
     maps = np.stack(segments["map"].groupby(image).sum())
@@ -271,17 +277,3 @@ def _to_halve(segments: pd.DataFrame, bound: float) -> pd.Series:
     cut = too_far[image] & (2 * errors.abs() >= largest)
     points = 2 * np.bincount(image, 1 + cut)
     return cut & (points <= MOST)[image]
-
-
-def _literal(ways: _Ways, steps: int) -> Gradients:
-    """Paper H's sum: (x - x') sum_{k=0..m} gradient(x' + k/m (x - x')) / m.
-
-    It is the trapezoid plus half of both ends; captum weighs its n points 1/n, not 1/(n - 1).
-    """
-    captum, maps = IntegratedGradients(ways.function), 0
-    for points in (steps + 1, 2):
-        part = captum.attribute(*ways[1:], None, None, points, RULES["trapezoid"], BATCH)
-        maps = maps + points * part.sum(dim=1).detach().cpu().numpy() / steps
-    change = answers(ways.function, ways.pixels) - answers(ways.function, ways.start)
-    deltas = maps.sum(axis=(1, 2), dtype=float) - change
-    return Gradients(maps, deltas, np.full(len(maps), steps))

@@ -12,7 +12,6 @@ from scipy import ndimage
 from torch import nn
 
 from cervix_utils.data import images, splits, tables
-from cervix_utils.evaluation import metrics
 from cervix_utils.explanation import maps, regions
 from cervix_utils.explanation.attribution import AttributionError
 from cervix_utils.explanation.maps import Explained, Explainer, Images
@@ -162,48 +161,3 @@ def predict_blanked(run: runs.Run, split: pd.DataFrame, device: str = "cpu") -> 
         name = f"{recipe.pipeline}{WITHOUT}{region}"
         parts.append(runs.table([replace(run, predictions=table)]).assign(pipeline=name, run=""))
     return pd.concat(parts, ignore_index=True)
-
-
-def blanked_metrics(predictions: pd.DataFrame, n_boot=1000, seed=0) -> pd.DataFrame:
-    """pipeline, blanked (nothing or a region), metric, value, low, high of each network on the
-    images that have a mask; ``predictions``: those of networks and of ``predict_blanked``."""
-    names = predictions["pipeline"].str.partition(WITHOUT)
-    rows = predictions.assign(network=names[0], blanked=names[2].replace("", "nothing"))
-    shown = rows[rows["blanked"] != "nothing"]
-    rows = rows[rows["network"].isin(shown["network"]) & rows["id"].isin(shown["id"])]
-    parts = []
-    for (network, blanked), part in rows.groupby(["network", "blanked"], sort=False):
-        numbers = metrics.intervals(part, n_boot, seed)
-        parts.append(numbers.assign(pipeline=network, blanked=blanked))
-    columns = ["pipeline", "blanked", "metric", "value", "low", "high"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
-def chance(split: pd.DataFrame) -> dict[str, float]:
-    """What constant answers, the best on train and valid, get on test images with a mask.
-
-    ``accuracy``: the commonest class; ``binary_accuracy``: the commoner of normal and abnormal;
-    ``mse``: mean severity.
-    """
-    fitted = split[split["part"] != "test"]
-    test = split[(split["part"] == "test") & (split["mask"] != "")]
-    abnormal = (fitted["severity"] > 1).mean() >= 0.5
-    return {
-        "accuracy": float((test["label"] == fitted["label"].mode()[0]).mean()),
-        "binary_accuracy": float(((test["severity"] > 1) == abnormal).mean()),
-        "mse": float(((test["severity"] - fitted["severity"].mean()) ** 2).mean()),
-    }
-
-
-def blanked_sentences(table: pd.DataFrame, chance: float) -> list[str]:
-    """``blanked_metrics`` as one sentence a pipeline: accuracy, and whether it is above chance."""
-    sentences = []
-    for name, rows in table[table["metric"] == "accuracy"].groupby("pipeline", sort=False):
-        rows = rows.set_index("blanked")
-        parts = [f"{rows.at[region, 'value']:.3f} without the {region}" for region in REGIONS]
-        above = [f"without the {region}" for region in REGIONS if rows.at[region, "low"] > chance]
-        text = f"**{name}**: accuracy {rows.at['nothing', 'value']:.3f} as it is, "
-        text += f"{', '.join(parts)}. Always answering the commonest class gives {chance:.3f}; "
-        text += f"this network's 95 % interval is above that {', '.join(above) or 'in no case'}."
-        sentences.append(text)
-    return sentences

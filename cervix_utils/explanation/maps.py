@@ -151,9 +151,7 @@ class Explainer:
 
     run: runs.Run
     steps: int = 16
-    rule: str = "gausslegendre"
     bound: float = np.inf
-    grid: bool = False  # Grad-CAM shows its coarse grid
 
     def network(self, model: nn.Module) -> FromPixels:
         """``model`` as it is explained: it answers with a score or with outputs."""
@@ -162,8 +160,8 @@ class Explainer:
         return FromPixels(model, recipe.mean, recipe.std, grades)
 
     def __call__(self, model, chosen: Images, method, baseline="", network="trained") -> Explained:
-        """Maps of ``model``, which is called ``network``, by ``method``: integrated_gradients or
-        occlusion (with a ``baseline``), grad_cam or guided_grad_cam."""
+        """Maps of ``model``, which is called ``network``, by ``method``: integrated_gradients,
+        smoothed_gradients or occlusion (with a ``baseline``), grad_cam or guided_grad_cam."""
         function, target = self.network(model), None
         start = chosen.baseline(baseline) if baseline else None
         if not function.grades:
@@ -190,10 +188,9 @@ class Explainer:
         """Maps of a ``FromPixels``, kept nowhere: pixels and start (n, 3, s, s) in 0..1, ``target``
         int64 (n,) where it answers with outputs. AttributionError for an unknown method."""
         if method == "integrated_gradients" and network.grades:
-            settings = self.steps, self.rule, self.bound
-            return attribution.integrated_gradients(network, pixels, start, *settings)
-        settings = {"grad_cam": [target, self.grid], "guided_grad_cam": [target]}
-        settings["occlusion"] = [start, target]
+            return attribution.integrated_gradients(network, pixels, start, self.steps, self.bound)
+        settings = {"grad_cam": [target], "guided_grad_cam": [target]}
+        settings |= {name: [start, target] for name in ("occlusion", "smoothed_gradients")}
         if method not in settings:
             answer = "severity score" if network.grades else "named class"
             raise AttributionError(f"no method '{method}' explains a {answer}")

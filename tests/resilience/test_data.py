@@ -160,7 +160,7 @@ def test_whatever_a_decoder_raises_is_a_reason(cells, monkeypatch):
 
     monkeypatch.setattr(images, "open_image", fails)
     assert images.inspect(cells / CLASSES[0] / "0.BMP") == {
-        "reason": "truncated or damaged (codec)"
+        "reason": "truncated, damaged or too large (codec)"
     }
 
 
