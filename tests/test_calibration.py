@@ -346,8 +346,7 @@ def test_one_image_of_each_valid_group_is_drawn_at_random():
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"),
-    [("lac", 0.9), ("lac", 0.8), ("contiguous", 0.9), ("regression", 0.9)],
+    ("kind", "level"), [("lac", 0.9), ("lac", 0.8), ("contiguous", 0.9), ("regression", 0.9)]
 )
 def test_coverage_reaches_its_level_on_exchangeable_groups(kind, level):
     hits, name = [], "contiguous" if kind == "regression" else kind

@@ -201,7 +201,7 @@ def test_a_published_number_is_reached_or_not_without_leakage_or_nothing_can_be_
     assert "published" not in comparison.without_leakage(unpublished, "herlev", "combined")
 
 
-# Herlev's seven classes, and a clinic's prevalence
+# Herlev's seven classes
 
 
 def cells(rows: list[tuple[str, int, int, str]]) -> pd.DataFrame:
@@ -228,19 +228,3 @@ def test_the_seven_classes_come_from_the_ids_and_keep_the_order_of_severity():
 def test_nobody_called_carcinoma_is_a_share_of_nothing_whatever_the_highest_call():
     found = comparison.original_classes(cells([("normal_columnar", 0, 1, "a")]), 20)
     assert found.loc["normal_columnar", "called carcinoma in situ"] == "0.000 (0.000 to 0.000)"
-
-
-def test_predictive_values_are_counts_in_a_population():
-    sick, healthy = 7_000, 93_000
-    found = comparison.predictive_values(np.array([0.9]), np.array([0.8]), 0.07)
-    assert found["ppv"][0] == pytest.approx(0.9 * sick / (0.9 * sick + 0.2 * healthy))
-    assert found["npv"][0] == pytest.approx(0.8 * healthy / (0.8 * healthy + 0.1 * sick))
-    perfect = comparison.predictive_values(np.array([1.0]), np.array([1.0]), 0.5)
-    assert perfect["ppv"][0] == perfect["npv"][0] == 1
-
-
-def test_predictive_values_at_a_prevalence_of_one_half_are_those_of_a_balanced_population():
-    rows = [("x", 0, 0, "a"), ("x", 0, 1, "b"), ("x", 4, 4, "c"), ("x", 3, 4, "d")]
-    found = comparison.at_prevalence(cells(rows), 0.5, 20, 0)
-    assert list(found.index) == ["sensitivity", "specificity", "ppv", "npv"]
-    assert [text.split()[0] for text in found] == ["1.000", "0.500", "0.667", "1.000"]
