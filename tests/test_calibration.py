@@ -2,6 +2,7 @@
 sets hold what they promise on data where the promise is meant."""
 
 import itertools
+from types import SimpleNamespace
 
 import naive
 import numpy as np
@@ -233,9 +234,9 @@ def test_chance_is_passed_by_few_calibrated_forecasts():
 @pytest.mark.parametrize(
     ("sharpen", "words"),
     [
-        (1, ["**no sign of miscalibration**, neither over-", "may be chance"]),
-        (3, ["**signs of miscalibration**, overconfident: confidence minus accuracy 0."]),
-        (0.4, ["**signs of miscalibration**, underconfident: confidence minus accuracy -0."]),
+        (1, ["**neither over- nor underconfident**: confidence", "may be chance"]),
+        (3, ["**overconfident**: confidence minus accuracy 0."]),
+        (0.4, ["**underconfident**: confidence minus accuracy -0."]),
     ],
 )
 def test_sentences_say_no_more_than_the_numbers(sharpen, words):
@@ -244,11 +245,9 @@ def test_sentences_say_no_more_than_the_numbers(sharpen, words):
     before, after = (calibration.calibration(each, 200) for each in states)
     sentence = calibration.is_it_calibrated(before, after, float(sharpen))
     assert all(word in sentence for word in words)
-    assert f"A temperature of {sharpen:.2f} takes" in sentence
-    before, after = before.set_index("metric")["value"], after.set_index("metric")["value"]
-    change = f"from {before['log_loss']:.3f} to {after['log_loss']:.3f}"
-    assert f"takes the error to {after['ece']:.3f} and" in sentence
-    assert f"log-loss {change}." in sentence
+    error, after = before.set_index("metric").loc["ece"], after.set_index("metric")["value"]
+    assert f"error {error['value']:.3f} ({error['by_chance']:.3f} may be chance)" in sentence
+    assert f"{after['ece']:.3f} after a temperature of {sharpen:.2f}." in sentence
 
 
 # Risk and coverage
@@ -325,7 +324,7 @@ def regressed(seed, n_valid=60, n_test=200) -> pd.DataFrame:
     return table(label, score=rng.normal(label + 1, 0.8), part=part)
 
 
-def every_kind(predictions, level, seed=0, kinds=("contiguous", "lac", "aps")):
+def every_kind(predictions, level, seed=0, kinds=("contiguous", "lac")):
     return {kind: calibration.prediction_sets(predictions, kind, level, seed) for kind in kinds}
 
 
@@ -345,8 +344,7 @@ def test_one_image_of_each_valid_group_is_drawn_at_random():
 
 
 @pytest.mark.parametrize(
-    ("kind", "level"),
-    [("lac", 0.9), ("lac", 0.8), ("aps", 0.9), ("contiguous", 0.9), ("regression", 0.9)],
+    ("kind", "level"), [("lac", 0.9), ("lac", 0.8), ("contiguous", 0.9), ("regression", 0.9)]
 )
 def test_coverage_reaches_its_level_on_exchangeable_groups(kind, level):
     hits, name = [], "contiguous" if kind == "regression" else kind
@@ -357,7 +355,7 @@ def test_coverage_reaches_its_level_on_exchangeable_groups(kind, level):
         hits.append(sets[np.arange(100), metrics.true_class(the_test_part(predictions))].mean())
     error = np.std(hits) / np.sqrt(len(hits))
     assert np.mean(hits) > level - 3 * error
-    if kind in ("lac", "regression"):  # the others are larger than need be
+    if kind in ("lac", "regression"):  # contiguous sets are larger than need be
         assert np.mean(hits) < level + 1 / 40 + 3 * error
 
 
@@ -367,9 +365,8 @@ def test_copies_in_calibration_promise_no_more_as_one_image_a_group_is_drawn():
     valid = predictions[predictions["part"] == "valid"]
     copies = [valid.assign(id=valid["id"] + f"-{i}") for i in range(6)]
     copied = pd.concat([*copies, the_test_part(predictions)], ignore_index=True)
-    kinds = ("contiguous", "lac")  # the scores of aps are drawn in the order of the images
-    once, again = (every_kind(each, 0.9, kinds=kinds) for each in (predictions, copied))
-    for kind in kinds:
+    once, again = (every_kind(each, 0.9) for each in (predictions, copied))
+    for kind in once:
         assert (once[kind] == again[kind]).all(), kind
 
 
@@ -421,11 +418,15 @@ def test_lac_is_the_split_conformal_quantile_by_hand():
     assert (calibration.prediction_sets(predictions, "lac", 0.9, 0) == expected).all()
 
 
-def test_aps_is_never_empty_and_the_seed_decides():
-    predictions = parts(9)
-    found = [calibration.prediction_sets(predictions, "aps", 0.7, seed) for seed in (0, 0, 1)]
-    assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
-    assert found[0].any(axis=1).all()
+@pytest.mark.parametrize(("n", "level"), [(30, 0.9), (49, 0.8), (60, 0.95)])
+def test_lac_is_that_of_mapie(n, level):
+    predictions = parts(n, n, 300)
+    valid, rest = predictions[predictions["part"] == "valid"], the_test_part(predictions)
+    fitted = SimpleNamespace(predict_proba=lambda p: p, classes_=np.arange(5))
+    mapie = SplitConformalClassifier(fitted, confidence_level=level, conformity_score="lac")
+    mapie.conformalize(metrics.probabilities(valid), metrics.true_class(valid))
+    expected = mapie.predict_set(metrics.probabilities(rest))[1][:, :, 0]
+    assert (calibration.prediction_sets(predictions, "lac", level, 0) == expected).all()
 
 
 REACHED = [(9, 0.9), (4, 0.8), (19, 0.95)]
@@ -447,21 +448,6 @@ def test_too_few_groups_get_all_classes_and_are_told_apart(n, level):
     assert (low < level < high) if reached else low == high == 1
 
 
-def test_mapie_refuses_what_is_answered_here_with_all_classes():
-    """Below 1 / (1 - level) groups MAPIE raises: the last group that could promise it included."""
-    p = np.random.default_rng(0).dirichlet(np.ones(5), 10)
-    for n, refused in ((8, True), (9, True), (10, False)):
-        mapie = SplitConformalClassifier(calibration.fitted(5), confidence_level=0.9, prefit=True)
-        mapie.conformalize(p[:n], np.arange(n) % 5)
-        if refused:
-            with pytest.raises(ValueError, match="too low"):
-                mapie.predict_set(p)
-        else:
-            mapie.predict_set(p)
-        found = calibration.prediction_sets(parts(2, n, 20, sharpen=4), "lac", 0.9, 0)
-        assert found.all() == refused
-
-
 def test_by_chance_is_where_true_coverages_lie():
     rng, found = np.random.default_rng(0), []
     for _ in range(4000):  # scores uniform in 0..1: the coverage is the quantile itself
@@ -478,19 +464,15 @@ def test_one_answer_for_all_still_covers():
         assert found.all(), kind
     perfect = table(label, np.eye(5)[label], part=part)
     for kind, found in every_kind(perfect, 0.9).items():
-        assert found.sum(axis=1).max() == 1 or kind == "aps", kind
+        assert found.sum(axis=1).max() == 1, kind
 
 
-def test_a_class_missing_from_calibration_is_allowed_and_two_classes_are_refused_by_aps():
+def test_a_class_missing_from_calibration_is_allowed():
     p = np.random.default_rng(0).dirichlet(np.ones(5), 30)
     valid = table(np.repeat([0, 1, 2], 10), p, part="valid")
     predictions = pd.concat([valid, forecast(1, 20)], ignore_index=True)
-    assert calibration.prediction_sets(predictions, "aps", 0.9, 0).shape == (20, 5)
-    out = (predictions["part"] == "valid") & (predictions["label"] == "normal")
-    two = predictions[~out]
-    assert calibration.prediction_sets(two, "lac", 0.9, 0).shape == (20, 5)
-    with pytest.raises(ValueError, match="aps needs calibration images of 3 classes, not 2"):
-        calibration.prediction_sets(two, "aps", 0.9, 0)
+    for found in every_kind(predictions, 0.9).values():
+        assert found.shape == (20, 5)
 
 
 def test_bad_input_is_named():
@@ -538,7 +520,7 @@ def test_every_network_gets_the_kinds_of_sets_that_its_answers_allow(pair):
     other = regressed(0, 20, 30).assign(pipeline="regression")
     found = calibration.covered(pd.concat([*one, other], ignore_index=True), 0.9, 50)
     kinds = found.groupby("pipeline")["sets"].unique().map(list).to_dict()
-    assert kinds == {"combined": ["lac", "aps", "contiguous"], "regression": ["contiguous"]}
+    assert kinds == {"combined": ["lac", "contiguous"], "regression": ["contiguous"]}
     assert (found["groups"] == 20).all() and set(found["protocol"]) == {"paper"}
     lac = found[(found["sets"] == "lac") & (found["measure"] == "coverage")].iloc[0]
     hits = []
@@ -569,9 +551,6 @@ def test_the_verdict_is_on_one_image_a_group_which_is_what_is_promised():
         "is **held**: " in said
         and "for 0 of 1 kinds of sets (lowest: lac of combined 0.920" in said
     )
-    low, high = calibration.by_chance(30, 0.9)
-    assert f"30 calibration groups alone a valid set may come to {low:.3f} to {high:.3f}" in said
-    assert "Nothing is promised for single classes (lowest: normal, lac of combined 0.535" in said
 
 
 def test_sets_that_fail_by_group_are_named_and_too_few_groups_promise_nothing():
@@ -580,7 +559,7 @@ def test_sets_that_fail_by_group_are_named_and_too_few_groups_promise_nothing():
     found = judged(np.repeat(sizes > 1, sizes), np.repeat(np.arange(300), sizes))
     rows = found[found["measure"] == "coverage"].set_index("of")
     assert rows.loc[EVERY, "low"] > 0.9 > rows.loc[BY_GROUP, "high"]
-    good = judged(np.ones(50, dtype=bool), np.arange(50)).assign(sets="aps")
+    good = judged(np.ones(50, dtype=bool), np.arange(50)).assign(sets="contiguous")
     said = calibration.do_they_hold(pd.concat([found, good]))
     assert "**not held by lac of combined 0.667 (" in said and "for 1 of 2 kinds of sets" in said
     said = calibration.do_they_hold(good.assign(groups=8))

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from test_metrics import drawn, table
 
-from cervix_utils.data import splits
 from cervix_utils.evaluation import comparison, metrics
 
 PAPER = {("classification", "accuracy"): 0.701, ("combined", "accuracy"): 0.745}
@@ -80,14 +79,6 @@ def test_side_by_side_says_what_was_not_run_and_names_the_best_baseline():
     assert (alone[best] == "–").all()
 
 
-@pytest.mark.parametrize(
-    ("paper", "grouped", "words"), [(4, 4, "4"), (4, 1, "paper 4, grouped 1"), (0, 2, "2")]
-)
-def test_the_number_of_folds_is_said_once_or_for_each_protocol(paper, grouped, words):
-    rows = pd.DataFrame({"protocol": ["grouped", "paper"], "folds": [grouped, paper]})
-    assert comparison.folds_run(rows[rows["folds"] > 0]) == words
-
-
 def test_tables_with_intervals_have_a_dash_where_nothing_was_measured():
     pipelines = ["classification", "combined"]
     found = comparison.with_intervals(results(), ["mse", "accuracy", "rps"], pipelines)
@@ -128,18 +119,6 @@ def test_a_fold_of_one_protocol_alone_says_nothing_about_leakage():
     paper = predictions[predictions["protocol"] == "paper"]
     for rows in (paper, pd.concat([paper, second])):
         assert comparison.leakage(rows).empty and "difference" in comparison.leakage(rows)
-
-
-def test_a_test_image_leaks_where_its_group_trains_or_validates_as_the_audit_has_it():
-    """The old code looked at the training part alone here, at train and valid in the audit."""
-    rows = [("train", "a"), ("train", "b"), ("valid", "c"), ("valid", "b")]
-    rows += [("test", name) for name in "acdb"]
-    split = pd.DataFrame(rows, columns=["part", "group"])
-    assert comparison.leaking_share(split) == 0.75
-    phash = np.uint64(2) ** (np.arange(8, dtype=np.uint64) * 7)  # far from each other
-    split = split.assign(name_group=split["group"], phash=phash * np.uint64(127))
-    audit = splits.audit(split, 2).set_index("match")
-    assert audit.loc["same group", "share"] == comparison.leaking_share(split)
 
 
 # Sentences
@@ -201,7 +180,7 @@ def test_a_published_number_is_reached_or_not_without_leakage_or_nothing_can_be_
     assert "published" not in comparison.without_leakage(unpublished, "herlev", "combined")
 
 
-# Herlev's seven classes, and a clinic's prevalence
+# Herlev's seven classes
 
 
 def cells(rows: list[tuple[str, int, int, str]]) -> pd.DataFrame:
@@ -228,19 +207,3 @@ def test_the_seven_classes_come_from_the_ids_and_keep_the_order_of_severity():
 def test_nobody_called_carcinoma_is_a_share_of_nothing_whatever_the_highest_call():
     found = comparison.original_classes(cells([("normal_columnar", 0, 1, "a")]), 20)
     assert found.loc["normal_columnar", "called carcinoma in situ"] == "0.000 (0.000 to 0.000)"
-
-
-def test_predictive_values_are_counts_in_a_population():
-    sick, healthy = 7_000, 93_000
-    found = comparison.predictive_values(np.array([0.9]), np.array([0.8]), 0.07)
-    assert found["ppv"][0] == pytest.approx(0.9 * sick / (0.9 * sick + 0.2 * healthy))
-    assert found["npv"][0] == pytest.approx(0.8 * healthy / (0.8 * healthy + 0.1 * sick))
-    perfect = comparison.predictive_values(np.array([1.0]), np.array([1.0]), 0.5)
-    assert perfect["ppv"][0] == perfect["npv"][0] == 1
-
-
-def test_predictive_values_at_a_prevalence_of_one_half_are_those_of_a_balanced_population():
-    rows = [("x", 0, 0, "a"), ("x", 0, 1, "b"), ("x", 4, 4, "c"), ("x", 3, 4, "d")]
-    found = comparison.at_prevalence(cells(rows), 0.5, 20, 0)
-    assert list(found.index) == ["sensitivity", "specificity", "ppv", "npv"]
-    assert [text.split()[0] for text in found] == ["1.000", "0.500", "0.667", "1.000"]

@@ -1,4 +1,4 @@
-"""Two on the same images: differences, McNemar and the corrected t against textbook forms."""
+"""Two on the same images: differences and the corrected t against textbook forms."""
 
 import naive
 import numpy as np
@@ -25,7 +25,6 @@ def test_the_same_twice_is_no_difference_at_all():
     one = folds("plain", [0, 1])
     found = paired.compare(one, one, ["accuracy", "mse"], 0.25, 30, 0)
     assert (found[["difference", "low", "high"]] == 0).all(axis=None) and len(found) == 2
-    assert found["mcnemar_p"][0] == 1
 
 
 def test_difference_resamples_groups_together():
@@ -57,30 +56,6 @@ def test_resamples_in_which_a_metric_does_not_exist_are_counted():
     assert found.loc["accuracy", "dropped"] == 0
 
 
-def answers(right: list[bool]) -> pd.DataFrame:
-    label = np.zeros(len(right), int)
-    return table(label, np.eye(5)[np.where(right, 0, 1)])
-
-
-def p_value(first: pd.DataFrame, second: pd.DataFrame) -> float:
-    return paired.compare(first, second, ["accuracy"], 0.25, 5, 0)["mcnemar_p"][0]
-
-
-def test_mcnemar_is_the_sign_test_on_the_images_where_only_one_is_right():
-    first = answers([True] * 10 + [True] * 9 + [False] * 2 + [False] * 5)
-    second = answers([True] * 10 + [False] * 9 + [True] * 2 + [False] * 5)
-    assert paired.right_and_wrong(first, second).tolist() == [[10, 9], [2, 5]]
-    assert p_value(first, second) == pytest.approx(stats.binomtest(2, 11, 0.5).pvalue)
-
-
-def test_mcnemar_matches_images_by_id_and_refuses_others():
-    first, second = answers([True, False, True]), answers([True, False, True])
-    shuffled = second.iloc[[2, 0, 1]].reset_index(drop=True)
-    assert paired.right_and_wrong(first, shuffled).tolist() == [[2, 0], [0, 1]]
-    with pytest.raises(ValueError, match="same images"):
-        p_value(first, answers([True]))
-
-
 def test_corrected_t_is_students_t_where_nothing_overlaps_and_wider_where_it_does():
     gaps = np.array([0.1, 0.3, 0.2, 0.25])
     low, high, p = paired.corrected_t(gaps, 1e-12)
@@ -92,11 +67,10 @@ def test_corrected_t_is_students_t_where_nothing_overlaps_and_wider_where_it_doe
     assert wide[2] > p and np.isnan(paired.corrected_t(np.array([0.1]), 0.25)).all()
 
 
-def test_compare_has_one_row_a_metric_in_the_order_asked_and_mcnemar_for_accuracy_alone():
+def test_compare_has_one_row_a_metric_in_the_order_asked():
     first, second = folds("plain", [0, 1]), folds("ties", [2, 3])
     found = paired.compare(first, second, ["mse", "accuracy", "no such"], 0.25, 20, 0)
     assert found["metric"].tolist() == ["mse", "accuracy"]
-    assert found["mcnemar_p"].isna().tolist() == [True, False]
     assert found["t_p"].between(0, 1).all() and (found["groups"] == 15).all()
     gaps = [
         naive.measure(b)["mse"] - naive.measure(a)["mse"]
@@ -127,12 +101,12 @@ def test_only_test_rows_of_folds_that_both_have_are_compared():
         ("accuracy", 0.1, -0.02, 0.2, 0.01, "no difference can be concluded"),
         ("accuracy", 0.1, 0.0, 0.2, 0.01, "no difference can be concluded"),
         ("accuracy", 0.1, np.nan, np.nan, 0.01, "no difference can be concluded"),
-        ("accuracy", 0.1, 0.02, 0.2, 0.2, "though McNemar's test and the t-test over folds would"),
+        ("accuracy", 0.1, 0.02, 0.2, 0.2, "though the t-test over folds would not say so"),
     ],
 )
 def test_a_sentence_claims_only_what_the_interval_allows(metric, gap, low, high, p, words):
     row = {"metric": metric, "first": 0.6, "second": 0.6 + gap, "difference": gap}
-    row |= {"low": low, "high": high, "groups": 10, "dropped": 0, "mcnemar_p": p, "t_p": p}
+    row |= {"low": low, "high": high, "groups": 10, "dropped": 0, "t_p": p}
     said = paired.sentence(pd.Series(row), "classification", "combined")
     assert words in said and f"{gap:+.3f}" in said
     assert "in 95 % of resamples of 10 groups of test images)" in said  # what the interval covers

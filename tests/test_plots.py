@@ -154,21 +154,6 @@ def test_auc_has_one_point_a_fold(ax):
     assert labels == {"classification + regression", "classification"}
 
 
-def test_scores_are_drawn_by_grade_with_every_image(ax):
-    table = predictions([0, 0, 3, 4], [0, 1, 3, 4])
-    plots.score_distribution(ax, table, "a title")
-    points = np.concatenate([drawn.get_offsets() for drawn in ax.collections])
-    assert np.allclose(sorted(points[:, 0]), sorted(table["score"]))
-    assert ticks(ax)[1] == "light dysplastic (2)" and ax.get_title() == "a title"
-    assert ax.get_xlabel() == "predicted severity score" and list(ax.get_xticks()) == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
-
-
 def test_exploding_values_do_not_hide_the_others(ax):
     labels = ["normal"] * 99 + ["carcinoma_in_situ"]
     table = pd.DataFrame({"label": labels, "share": [0.5] * 49 + [0.6] * 50 + [900.0]})
@@ -398,7 +383,7 @@ def test_only_plots_of_images_hold_a_bitmap(grid):
     """An SVG with ``<image`` may not be published: see tools/publish.py."""
     axes, rng = grid(2, 3), np.random.default_rng(0)
     plots.confusion(axes[0, 0], predictions([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]))
-    plots.score_distribution(axes[0, 1], predictions([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]))
+    plots.boxes(axes[0, 1], predictions([0, 1, 2], [0, 1, 2]), "score", ["normal"])
     maps, labels = rng.random((3, 40, 40)), ["Type_1", "Type_2", "Type_3"]
     plots.mean_maps(axes[1], maps, labels, labels)
     assert "<image" not in svg(axes[0, 0].figure)

@@ -11,7 +11,7 @@ import pandas as pd
 from cervix_utils.data import datasets, splits
 from cervix_utils.evaluation import metrics, paired
 from cervix_utils.evaluation.baselines import BASELINE, label_of
-from cervix_utils.evaluation.metrics import KEYS, Array, Frame, Values, written
+from cervix_utils.evaluation.metrics import KEYS, Frame, written
 
 HEADLINE = ["accuracy", "f1_macro", "log_loss", "auc_mean", "mse"]
 HEADLINE += ["binary_accuracy", "binary_f1", "kappa_quadratic"]
@@ -45,14 +45,6 @@ def best_baseline(table: Frame, task: str, metric: str, protocol: str) -> pd.Ser
     return None if rows.empty else rows.iloc[0]
 
 
-def folds_run(rows: Frame) -> str:
-    """'4' where every protocol of these rows of ``summary`` has 4, else 'paper 4, grouped 1'."""
-    folds = rows.drop_duplicates("protocol").set_index("protocol")["folds"]
-    if folds.nunique() == 1:
-        return str(folds.iloc[0])
-    return ", ".join(f"{name} {folds[name]}" for name in splits.PROTOCOLS if name in folds)
-
-
 def beside_published(results: Frame) -> Frame:
     """One row a published number and protocol: ``summary``, with ``published`` for ``paper``."""
     rows = summary(results).rename(columns={"paper": "published"})
@@ -71,7 +63,7 @@ def side_by_side(results: Frame, extra: Sequence[tuple[str, str, str]] = ()) -> 
     wide = wide.loc[[number for number in dict.fromkeys(wanted) if number in wide.index]]
     wide = wide[[name for name in splits.PROTOCOLS if name in wide]].rename_axis(columns=None)
     numbers = table.groupby(NUMBER)
-    wide.insert(0, "folds", numbers.apply(folds_run))
+    wide.insert(0, "folds", numbers["folds"].unique().map(lambda n: " or ".join(map(str, n))))
     wide.insert(1, "published", numbers["paper"].max().map("{:g}".format).replace("nan", "–"))
     best = [best_baseline(table, task, metric, "grouped") for task, _, metric in wide.index]
     names = ["" if row is None else label_of(row["pipeline"]) for row in best]
@@ -104,12 +96,6 @@ def with_intervals(results: Frame, names: list[str], pipelines: Sequence[str]) -
 def networks(predictions: Frame) -> list[str]:
     """Names of the pipelines that are networks as trained: they predict the training part too."""
     return list(predictions.loc[predictions["part"] == "train", "pipeline"].unique())
-
-
-def leaking_share(predictions: Frame) -> float:
-    """Share (0..1) of the test images of one fold that leak, as ``splits.audit`` defines it."""
-    test = predictions["part"] == "test"
-    return float(predictions["group"][test].isin(predictions["group"][~test]).mean())
 
 
 def leakage(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
@@ -177,18 +163,13 @@ def without_leakage(results: Frame, task: str, pipeline: str, metric: str = "acc
     return f"{text} The published {paper:g} is {verdict} without leakage."
 
 
-def _pooled(predictions: Frame, n_boot: int, seed: int) -> tuple[Frame, Array]:
-    """Test rows of all folds of one pipeline and protocol, and weights (1 + n_boot, n) of them."""
-    pooled = pd.concat(metrics.by_fold(predictions).values(), ignore_index=True)
-    return pooled, metrics.with_resamples(pooled["group"], n_boot, seed)
-
-
 def original_classes(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
     """Classes of the folders (from the ids), folds pooled: cells, groups, how they are called.
 
     Columnar normals are small, dark and easily taken for carcinoma in situ: five grades hide them.
     """
-    pooled, weights = _pooled(predictions, n_boot, seed)
+    pooled = pd.concat(metrics.by_fold(predictions).values(), ignore_index=True)
+    weights = metrics.with_resamples(pooled["group"], n_boot, seed)
     called, original = metrics.predicted_class(pooled), pooled["id"].str.partition("/")[0]
     answers = {"right grade": called == metrics.true_class(pooled), "called abnormal": called != 0}
     answers["called carcinoma in situ"] = called == len(metrics.class_columns(pooled)) - 1
@@ -200,18 +181,3 @@ def original_classes(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> F
             drawn = metrics.ratio(weights @ (given & inside), weights @ inside)
             rows[name][answer] = written(metrics.interval(drawn))
     return pd.DataFrame(rows).T.query("cells > 0").rename_axis("class")
-
-
-def predictive_values(sensitivity: Array, specificity: Array, prevalence: float) -> Values:
-    """With PPV and NPV (0..1) where a share ``prevalence`` (0..1) is abnormal, by Bayes' rule."""
-    true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
-    missed, cleared = (1 - sensitivity) * prevalence, specificity * (1 - prevalence)
-    ppv, npv = metrics.ratio(true, true + false), metrics.ratio(cleared, cleared + missed)
-    return {"sensitivity": sensitivity, "specificity": specificity, "ppv": ppv, "npv": npv}
-
-
-def at_prevalence(predictions: Frame, prevalence: float, n_boot: int, seed: int) -> pd.Series:
-    """Sensitivity, specificity, PPV and NPV of the call 'abnormal', folds pooled, as text."""
-    drawn = metrics.measure(*_pooled(predictions, n_boot, seed))
-    values = predictive_values(drawn["sensitivity"], drawn["specificity"], prevalence)
-    return pd.Series({name: written(metrics.interval(values[name])) for name in values})

@@ -75,8 +75,6 @@ METRICS = {
     "binary_f1_macro": Metric("binary F1, macro", lambda a: macro_f1(a.binary), "grades"),
     "sensitivity": Metric("sensitivity", lambda a: recall(a.binary, 1), "grades"),
     "specificity": Metric("specificity", lambda a: recall(a.binary, 0), "grades"),
-    "ppv": Metric("PPV"),
-    "npv": Metric("NPV"),
     "ece": Metric("calibration error", lower_is_better=True),
     "ece_classwise": Metric("calibration error, class by class", lower_is_better=True),
     "overconfidence": Metric("confidence minus accuracy"),

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from cervix_utils.evaluation import metrics
 from cervix_utils.evaluation.metrics import Frame
@@ -36,22 +35,6 @@ def difference(first: Frame, second: Frame, n_boot=1000, seed=0, names=metrics.M
     return pd.DataFrame(lines).rename(columns={"value": "difference"})
 
 
-def right_and_wrong(first: Frame, second: Frame) -> np.ndarray:
-    """Counts [[both right, only first], [only second, neither]] over the test images of all folds.
-
-    Raises ValueError where the two were not tested on the same images.
-    """
-    right = []
-    for side in folds_in_common(first, second):
-        rows = pd.concat(side.values()).sort_values("id", kind="stable")
-        hit = metrics.true_class(rows) == metrics.predicted_class(rows)
-        right.append(pd.Series(hit, rows["id"]))
-    a, b = right
-    if not a.index.equals(b.index):
-        raise ValueError("McNemar's test needs the same images on both sides: compare one protocol")
-    return np.array([[sum(a & b), sum(a & ~b)], [sum(~a & b), sum(~a & ~b)]])
-
-
 def corrected_t(differences: np.ndarray, test_share: float) -> tuple[float, float, float]:
     """(low, high, p) of the mean of fold-wise ``differences`` (n_folds,); NaN for a single fold.
 
@@ -70,11 +53,10 @@ def corrected_t(differences: np.ndarray, test_share: float) -> tuple[float, floa
 def compare(
     first: Frame, second: Frame, names: list, test_share: float, n_boot: int, seed: int
 ) -> Frame:
-    """``difference`` of the metrics ``names`` that both have, with two tests beside the interval.
+    """``difference`` of the metrics ``names`` that both have, with a test beside the interval.
 
     Further columns: folds, groups (numbers of them), t_low, t_high, t_p (``corrected_t`` over
-    folds), mcnemar_p (exact McNemar, for accuracy). Raises ValueError where a fold was tested on
-    other images.
+    folds).
     """
     table, sides = difference(first, second, n_boot, seed), folds_in_common(first, second)
     table = table.set_index("metric").reindex(names).dropna(how="all")
@@ -82,10 +64,7 @@ def compare(
     t = [corrected_t(np.concatenate(list(b[name] - a[name])), test_share) for name in table.index]
     table[["t_low", "t_high", "t_p"]] = t
     groups = pd.concat(sides[0].values())["group"].nunique()
-    p = mcnemar(right_and_wrong(first, second), exact=True).pvalue
-    table = table.assign(folds=len(a), groups=groups, mcnemar_p=np.nan)
-    table.loc[table.index == "accuracy", "mcnemar_p"] = p
-    return table.reset_index()
+    return table.assign(folds=len(a), groups=groups).reset_index()
 
 
 def sentence(row: pd.Series, first: str, second: str) -> str:
@@ -101,7 +80,6 @@ def sentence(row: pd.Series, first: str, second: str) -> str:
         return f"{text}: **no difference can be concluded** from these images."
     lower = metrics.describe(row["metric"]).lower_is_better
     winner = second if (row["difference"] < 0) == lower else first
-    tests = {"McNemar's test": row["mcnemar_p"], "the t-test over folds": row["t_p"]}
-    doubts = " and ".join(name for name, p in tests.items() if p > 0.05)
-    doubts = f", though {doubts} would not say so (p > 0.05)" if doubts else ""
+    doubts = ", though the t-test over folds would not say so (p > 0.05)"
+    doubts = doubts if row["t_p"] > 0.05 else ""
     return f"{text}: **{winner} is better** on them, each network trained once{doubts}."

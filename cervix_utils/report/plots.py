@@ -1,4 +1,4 @@
-"""Arrays and tables + Axes -> Axes. One palette, one style, words for people on every axis.
+"""Arrays and tables drawn on Axes. One palette, one style, words for people on every axis.
 
 Figures are SVG. What may be published holds no bitmap: ``pictures``, ``overlay``, ``mask_outline``
 and ``gallery`` show images, all others draw lines and areas alone.
@@ -44,18 +44,13 @@ def look_of(name: str, index: int = 0) -> dict[str, str]:
     return {key: known[key] for key in spare} if known["color"] else spare
 
 
-def _with(ax: Axes, **texts) -> Axes:
-    ax.set(**texts)
-    return ax
-
-
 def _rows(ax: Axes, names: Sequence[str]) -> None:
     """One row for each name, downwards from 0."""
     ax.set_yticks(range(len(names)), [label(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
+def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> None:
     """Confusion matrix of a table of predictions: counts, and shares of the row; rows are the
     reference standard.
 
@@ -72,17 +67,17 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
     sns.heatmap(shares, annot=text, annot_kws={"color": "black"}, ax=ax, **look)
     plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     ax.tick_params(axis="y", rotation=0)
-    return _with(ax, xlabel="predicted", ylabel="reference standard", title=title)
+    ax.set(xlabel="predicted", ylabel="reference standard", title=title)
 
 
-def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> Axes:
+def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> None:
     """Training and validation loss per epoch; dashed: the epoch whose weights are kept."""
     for part in ("train", "valid"):
         ax.plot(history["epoch"], history[f"{part}_loss"], "o-", label=part, markersize=4)
     ax.axvline(kept, label="kept", **DASHED)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)
-    return _with(ax, xlabel="epoch", ylabel="loss", title=title)
+    ax.set(xlabel="epoch", ylabel="loss", title=title)
 
 
 def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=False) -> Axes:
@@ -99,19 +94,8 @@ def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=Fal
         room = 0.1 * (high - low) + 0.1
         ax.set_xlim(None if log else (low - room, high + room))
     _rows(ax, classes)
-    return _with(ax, xlabel="", ylabel="")
-
-
-def score_distribution(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
-    """Predicted severity by class of the reference standard (paper H, Fig. 2 and 5): boxes, and
-    every image."""
-    classes = metrics.class_columns(predictions)
-    boxes(ax, predictions, "score", classes)
-    dots = {"color": PALETTE[0], "size": 2.5, "alpha": 0.6, "jitter": 0.25}
-    sns.stripplot(predictions, x="score", y="label", order=classes, ax=ax, **dots)
-    _rows(ax, [f"{label(name)} ({grade})" for grade, name in enumerate(classes, 1)])
-    ax.set(xticks=range(1, len(classes) + 1), xlim=(0.5, len(classes) + 0.5), title=title)
-    return _with(ax, xlabel="predicted severity score", ylabel="")
+    ax.set(xlabel="", ylabel="")
+    return ax
 
 
 def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -> Axes:
@@ -130,32 +114,32 @@ def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -
     return ax
 
 
-def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> Axes:
+def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> None:
     """Our values by protocol, and published ones as diamonds (``comparison.beside_published``)."""
     names = beside["pipeline"].map(label) + ": " + beside["metric"].map(label)
     with_intervals(ax, beside.assign(name=names), "name", "protocol")
     published = beside["published"][~names.duplicated()]
     ax.plot(published, range(len(published)), "D", mfc="none", color="black", label="published")
-    return _with(ax, title=title, xlabel="value with 95 % interval")
+    ax.set(title=title, xlabel="value with 95 % interval")
 
 
-def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str) -> Axes:
+def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str) -> None:
     """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a protocol."""
     order = {name: place for place, name in enumerate(words.table())}
     rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
     with_intervals(ax, rows, "pipeline", "protocol")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    return _with(ax, xlabel=f"{label(metric)}, 95 % interval")
+    ax.set(xlabel=f"{label(metric)}, 95 % interval")
 
 
-def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> Axes:
+def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> None:
     """AUC by class, one point a fold (paper H, Fig. 7). Columns pipeline, label (class), value."""
     rows = auc[auc["label"].isin(classes)].assign(pipeline=auc["pipeline"].map(label))
     colours = {label(name): look_of(name)["color"] for name in auc["pipeline"].unique()}
     look = {"order": list(classes), "dodge": True, "jitter": False, "palette": colours}
     sns.stripplot(rows, x="value", y="label", hue="pipeline", ax=ax, **look)
     _rows(ax, classes)
-    return _with(ax, title=title, xlabel="AUC", ylabel="")
+    ax.set(title=title, xlabel="AUC", ylabel="")
 
 
 def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Axes:
@@ -166,31 +150,32 @@ def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Ax
     ax.scatter("confidence", "accuracy", data=filled, color=line.get_color(), **look)
     ax.axline((0, 0), (1, 1), zorder=1, **DASHED)
     ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    return _with(ax, xlabel="confidence", ylabel="accuracy", title=title)
+    ax.set(xlabel="confidence", ylabel="accuracy", title=title)
+    return ax
 
 
-def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> Axes:
+def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> None:
     """Error among the images kept, surest first (``calibration.risk_coverage``)."""
     look = {"linewidth": 1.2, "label": label(name), "color": look_of(name, len(ax.lines))["color"]}
     ax.step(curve["coverage"], curve["error"], where="pre", **look)
     ax.set(xlim=(0, 1), ylim=(0, 1), title=title)
-    return _with(ax, xlabel="share of images kept", ylabel="error among them")
+    ax.set(xlabel="share of images kept", ylabel="error among them")
 
 
-def cascade(ax: Axes, table: pd.DataFrame) -> Axes:
+def cascade(ax: Axes, table: pd.DataFrame) -> None:
     """Likeness to the trained network's maps as layers are randomised from the top down."""
     with_intervals(ax, table, "layer", "form")
     ax.axvline(0, color=GREY, linewidth=1)
-    return _with(ax, xlim=(-0.3, 1.05), xlabel="rank correlation", ylabel="randomised down to")
+    ax.set(xlim=(-0.3, 1.05), xlabel="rank correlation", ylabel="randomised down to")
 
 
-def curves(ax: Axes, table: pd.DataFrame, title: str = "") -> Axes:
+def curves(ax: Axes, table: pd.DataFrame, title: str = "") -> None:
     """Mean deletion or insertion curves (columns title, share, score); the last, a control, is
     dashed."""
     for name, rows in table.groupby("title", sort=False):
         ax.plot(rows["share"], rows["score"], linewidth=1.4, label=name)
     ax.lines[-1].set(linestyle="--", color="0.3")
-    return _with(ax, title=title, xlabel="share of pixels", ylabel="mean severity score")
+    ax.set(title=title, xlabel="share of pixels", ylabel="mean severity score")
 
 
 def _picture(ax: Axes, image: Array, title: str = "", **look) -> None:
@@ -199,36 +184,33 @@ def _picture(ax: Axes, image: Array, title: str = "", **look) -> None:
     ax.axis("off")
 
 
-def pictures(axes: Array, images: Array, titles: Sequence[str]) -> Array:
+def pictures(axes: Array, images: Array, titles: Sequence[str]) -> None:
     """uint8 images (n, 3, s, s) on the first n of ``axes``; the others stay empty."""
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles):
         _picture(ax, image.transpose(1, 2, 0), title)
-    return axes
 
 
-def overlay(ax: Axes, image: Array, heat: Array, scale: float, title: str = "") -> Axes:
+def overlay(ax: Axes, image: Array, heat: Array, scale: float, title: str = "") -> None:
     """A map (s, s) over the grey image uint8 (3, s, s); ``scale``: the value at full colour."""
     _picture(ax, image.mean(axis=0), title, cmap="gray", vmin=0, vmax=255)
     strength = np.clip(np.abs(heat) / scale, 0, 1)
     ax.imshow(heat, cmap=DIVERGING, vmin=-scale, vmax=scale, alpha=0.75 * strength)
-    return ax
 
 
-def mask_outline(ax: Axes, image: Array, mask: Array, title: str = "") -> Axes:
+def mask_outline(ax: Axes, image: Array, mask: Array, title: str = "") -> None:
     """The image with the outlines of nucleus (solid) and cell (dashed), where they are in view."""
     _picture(ax, image.transpose(1, 2, 0), title)
     for region, width, dash in (([NUCLEUS], 1.2, "-"), ([NUCLEUS, CYTOPLASM], 0.8, "--")):
         inside = np.isin(mask, region)
         if inside.any() and not inside.all():
             ax.contour(inside, levels=[0.5], colors="white", linewidths=width, linestyles=dash)
-    return ax
 
 
 def gallery(
     axes: Array, images: Array, masks: Array, maps: Array, titles: Sequence[str], scale: float
-) -> Array:
+) -> None:
     """Paper H, Fig. 8: a column of ``axes`` (3, n) an image: outlines, map, map over the image.
 
     ``scale``: the value at full colour, one for all maps; its bar stands on the right.
@@ -238,7 +220,6 @@ def gallery(
         _picture(column[1], heat, cmap=DIVERGING, vmin=-scale, vmax=scale)
         overlay(column[2], image, heat, scale)
     plt.colorbar(axes[1, -1].images[0], ax=axes[1:, -1], fraction=0.08, pad=0.04)
-    return axes
 
 
 def _coarse(maps: Array) -> Array:
@@ -247,7 +228,7 @@ def _coarse(maps: Array) -> Array:
     return block_reduce(np.maximum(maps, 0).mean(axis=0), step, np.nanmean, cval=np.nan)
 
 
-def mean_maps(axes: Array, maps: Array, labels: Sequence[str], classes: Sequence[str]) -> Array:
+def mean_maps(axes: Array, maps: Array, labels: Sequence[str], classes: Sequence[str]) -> None:
     """Mean positive map of each class on one of ``axes``, all on one scale; no image can be seen.
 
     Drawn as areas of a coarse map: no bitmap, in a page that stays small.
@@ -262,4 +243,3 @@ def mean_maps(axes: Array, maps: Array, labels: Sequence[str], classes: Sequence
             ax.invert_yaxis()
         ax.set_title(f"{label(name)}, mean of {(labels == name).sum()}", fontsize=8)
         ax.set(xticks=[], yticks=[], aspect="equal")
-    return axes
