@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cervix_utils.report import pages
+from cervix_utils.report import pages, words
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(9)</script></svg>'
 BAD = "<img src=x onerror=alert(1)>.jpg"
@@ -391,10 +391,31 @@ def test_commit_is_that_of_this_checkout_only(tmp_path, monkeypatch):
         ("grouped", "grouped split"),
         ("baseline_all_logistic", "logistic regression on all features"),
         ("Type_1", "Type 1"),
+        ("combined_seed1", "classification + regression, seed 1"),
+        ("soft_labels_without_nucleus", "soft ordinal labels, without nucleus"),
+        ("regression_weight", "weight of the regression term"),
     ],
 )
 def test_every_name_has_words_for_people(name, words):
     assert pages.label(name) == words
+
+
+def test_raw_names_in_a_sentence_are_spelled_out_and_nothing_else():
+    text = "**sgd** and combined_seed1 beat logistic regression; lac of corn 0.9 (0.1 to 1.0)."
+    assert words.spelled(text) == (
+        "**paper C as written** and classification + regression, seed 1 beat logistic regression; "
+        "smallest sets of ordinal regression (CORN) 0.9 (0.1 to 1.0)."
+    )
+
+
+@pytest.mark.parametrize("lines", [12, 13])
+def test_a_long_log_and_a_table_by_epochs_are_folded(tmp_path, lines):
+    losses = pd.DataFrame({"train_loss": [1.0]}, index=pd.Index([1], name="epoch"))
+    log, table = stream("a line\n" * lines), output({"text/html": losses.to_html()})
+    _, page = render(tmp_path, new_markdown_cell("# T"), code("1", log), code("2", table))
+    folded = [text for path, text in page.texts if path[-2:] == ("details", "summary")]
+    assert ("Printed on the way: 13 lines" in folded) == (lines == 13)
+    assert "T: table of 1 rows" in folded
 
 
 ROWS = [

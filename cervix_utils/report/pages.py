@@ -166,10 +166,10 @@ def _in_words(table: Tag) -> None:
 
 
 def _frame(soup: BeautifulSoup, table: Tag, heading: str) -> None:
-    """A wide table scrolls in a frame of its own; a long one is folded."""
+    """A wide table scrolls in a frame of its own; a long one is folded, and one by epochs."""
     frame = {"class": "scroll", "tabindex": "0", "role": "region"}
     place = table.wrap(soup.new_tag("div", attrs=frame | {"aria-label": f"Table: {heading}"}))
-    if (rows := len(table.select("tbody tr"))) > LONG:
+    if (rows := len(table.select("tbody tr"))) > LONG or table.find("th", string="epoch"):
         folded = place.wrap(soup.new_tag("details", attrs={"class": "long"}))
         folded.insert(0, soup.new_tag("summary", string=f"{heading}: table of {rows} rows"))
 

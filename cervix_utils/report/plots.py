@@ -22,7 +22,6 @@ from cervix_utils.report.words import label
 Array = np.ndarray
 # Tol's palette: safe for colour-blind readers
 PALETTE = ["#4477AA", "#AA3377", "#228833", "#CCBB44", "#66CCEE", "#EE6677", "#BBBBBB", "#000000"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 PALE, GREY = "#DDE6F0", "0.5"
 DASHED = {"color": GREY, "linestyle": "--", "linewidth": 1}
 DIVERGING = "cividis"  # blue, grey, yellow: safe for colour-blind readers; dark to light in print
@@ -40,7 +39,7 @@ def look_of(name: str, index: int = 0) -> dict[str, str]:
     """Colour and marker of a pipeline, split or series, in every figure the same (words.csv); by
     ``index`` where that has none."""
     known = words.table().get(name, {"color": ""})
-    spare = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
+    spare = {"color": PALETTE[index % 8], "marker": "os^DvPX*"[index % 8]}
     return {key: known[key] for key in spare} if known["color"] else spare
 
 
@@ -72,8 +71,8 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> None:
 
 def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> None:
     """Training and validation loss per epoch; dashed: the epoch whose weights are kept."""
-    for part in ("train", "valid"):
-        ax.plot(history["epoch"], history[f"{part}_loss"], "o-", label=part, markersize=4)
+    for part, name in (("train", "training"), ("valid", "validation")):
+        ax.plot(history["epoch"], history[f"{part}_loss"], "o-", label=name, markersize=4)
     ax.axvline(kept, label="kept", **DASHED)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)
@@ -147,7 +146,7 @@ def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Ax
     filled = table[table["count"] > 0]
     (line,) = ax.plot("confidence", "accuracy", data=filled, linewidth=1, label=name)
     look = {"s": 12 + 240 * filled["count"] / filled["count"].sum(), "alpha": 0.7, "linewidth": 0}
-    ax.scatter("confidence", "accuracy", data=filled, color=line.get_color(), **look)
+    ax.scatter("confidence", "accuracy", data=filled, color=line.get_color(), label="_", **look)
     ax.axline((0, 0), (1, 1), zorder=1, **DASHED)
     ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.set(xlabel="confidence", ylabel="accuracy", title=title)

@@ -1,11 +1,13 @@
 """The one table of words and looks: a raw name -> what people read, and how it is drawn."""
 
+import re
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from cervix_utils.data import splits
+from cervix_utils.training import recipes
 
 
 @cache
@@ -18,13 +20,15 @@ def table() -> dict[str, dict[str, str]]:
 def known(name: str) -> str:
     """The words of a name, empty where no table has it."""
     from cervix_utils.evaluation import baselines, metrics
-    from cervix_utils.training import recipes
 
     if name in metrics.METRICS or name.startswith(("auc_", "f1_")):
         return metrics.label_of(name)
     words = {**recipes.PIPELINES, **splits.PROTOCOLS}
     if name in words:
         return words[name].label
+    varied = re.fullmatch(rf"({'|'.join(recipes.PIPELINES)})_(.+)", name)
+    if varied and name not in table():  # another seed or weight, or other images: combined_seed1
+        return f"{known(varied[1])}, {re.sub('_|(?<=seed)', ' ', varied[2])}"
     if name.startswith((baselines.BASELINE, "average_")):
         return baselines.label_of(name)
     return table().get(name, {"words": ""})["words"]
@@ -33,3 +37,9 @@ def known(name: str) -> str:
 def label(name: str) -> str:
     """What people read for any name; one that no table has loses its underscores."""
     return known(name) or name.replace("_", " ")
+
+
+def spelled(text: str) -> str:
+    """A printed sentence with words for the raw names of pipelines and kinds of sets in it."""
+    names = "|".join([*recipes.PIPELINES, "lac", "contiguous"])
+    return re.sub(rf"\b(?:{names})(?:_[\w.]*\w)?\b", lambda found: label(found[0]), text)

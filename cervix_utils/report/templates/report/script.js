@@ -24,6 +24,12 @@
   const number = /^(?:[-+−]?[\d., ]+(?:e[-+]?\d+)?\s?%?|NaN|nan|None|[-–]?)$/;
   const worth = text => { const found = text.replace("−", "-").match(/^-?[\d.]+(e[-+]?\d+)?/); return found ? Number(found[0]) : NaN; };
   document.querySelectorAll("main table").forEach(table => {
+    const [upper, lower] = table.tHead ? [...table.tHead.rows].slice(-2) : [];
+    const named = lower ? [...lower.cells].filter(cell => cell.textContent.trim()) : [];
+    if (named.length && named.length < lower.cells.length && named.every((cell, i) => lower.cells[i] === cell)) {
+      named.forEach((cell, i) => { upper.cells[i].textContent = cell.textContent; });  // pandas gives the names of rows a line of their own
+      lower.remove();
+    }
     if (table.querySelector("[colspan], [rowspan]") || !table.tHead) return;
     const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, i) => {
