@@ -18,10 +18,10 @@ from cervix_utils import paths
 
 DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {
-    "cervix_utils": 3723,
+    "cervix_utils": 3735,
     "benchmarks": 700,
     "tools": 310,
-    "workflow": 150,
+    "workflow": 185,
 }  # lines of code at most
 CODE = {folder: sorted((paths.ROOT / folder).rglob("*.py")) for folder in FOLDERS}
 MODULES = CODE["cervix_utils"]

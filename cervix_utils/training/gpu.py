@@ -68,16 +68,12 @@ class PicturesOnGpu(Callback):
             if 0 < size < SHARE * torch.cuda.mem_get_info()[0]:
                 self.resident += (Resident(loader, device),)
 
-    def _replace(self):
+    def before_train(self):
         for resident in self.resident:
             if resident.loader is self.dl:
                 self.learn.dl = resident
 
-    def before_train(self):
-        self._replace()
-
-    def before_validate(self):
-        self._replace()
+    before_validate = before_train
 
     def after_fit(self):
         self.resident = ()
