@@ -49,7 +49,7 @@ def _rows(ax: Axes, names: Sequence[str]) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
-def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> None:
+def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
     """Confusion matrix of a table of predictions: counts, and shares of the row; rows are the
     reference standard.
 
@@ -67,6 +67,7 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> None:
     plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted", ylabel="reference standard", title=title)
+    return ax
 
 
 def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> None:
