@@ -17,58 +17,45 @@ from cervix_utils.report.words import label
 WHERE = ["protocol", "fold"]
 
 
-class ScoreError(ValueError):
-    """A table of predictions cannot be measured; the message names the file and what to give."""
-
-
-def task_of(mine: pd.DataFrame, file: Path) -> str:
+def task_of(names: pd.Index, file: Path) -> str:
     """The data set whose classes the p_ columns name; grades where there is only a score."""
-    given = {name for name in mine if name.startswith("p_")}
+    given = {name.removeprefix("p_") for name in names if name.startswith("p_")}
     for dataset in datasets.DATASETS.values():
-        if given == {f"p_{name}" for name in dataset.classes} or ("score" in mine and not given):
+        if given == set(dataset.classes) or ("score" in names and not given):
             return dataset.name
     known = "; ".join(", ".join(f"p_{c}" for c in d.classes) for d in datasets.DATASETS.values())
-    raise ScoreError(f"{file}: give the columns id and p_<class>, of one of: {known}")
+    raise tables.PredictionsError(f"{file}: give the columns id and p_<class>, of one of: {known}")
 
 
 def read(file: Path) -> tuple[str, pd.DataFrame]:
-    """(task, predictions) of a CSV, checked as ours are but for part, group and label."""
+    """(task, id, protocol and fold if given, values) of a CSV."""
     if not file.is_file():
-        raise ScoreError(f"there is no file {file}: give PREDICTIONS=mine.csv")
+        raise tables.PredictionsError(f"there is no file {file}: give PREDICTIONS=mine.csv")
     names = pd.read_csv(file, nrows=0).columns
+    if "id" not in names:
+        raise tables.PredictionsError(f"{file}: column 'id' is missing: see reports/published")
     mine = tables.read(file, [n for n in names if n not in ("fold", "score") and n[:2] != "p_"])
-    if "id" not in mine:
-        raise ScoreError(f"{file}: column 'id' is missing; ids are those of reports/published")
-    task = task_of(mine, file)
-    keys = ["id", *(name for name in WHERE if name in mine)]
-    if (again := mine[mine.duplicated(keys)]).size:
-        raise ScoreError(f"{file}: image {again['id'].iloc[0]} stands twice; give one row for each")
-    return task, mine
+    return task_of(names, file), mine.drop(columns=["group", "part", "label"], errors="ignore")
 
 
 def on_published(task: str, mine: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """``mine`` as rows of the published test parts (a frame as ``metrics`` has it); prints what is
-    missing or unknown."""
-    wanted = ["protocol", "fold", "id", "group", "part", "label"]
+    missing or unknown. PredictionsError where nothing can be measured."""
+    wanted = [*WHERE, "id", "group", "part", "label"]
     splits = published.query("part == 'test' and run != ''")[wanted].drop_duplicates()
-    keys = [name for name in WHERE if name in mine]
-    rows = splits.merge(
-        mine.drop(columns=["group", "part", "label"], errors="ignore"), on=["id", *keys]
-    )
-    asked = splits.merge(mine[keys].drop_duplicates(), on=keys) if keys else splits
-    for word, ids in (
-        ("missing", set(asked["id"]) - set(rows["id"])),
-        ("unknown", set(mine["id"]) - set(rows["id"])),
-    ):
-        print(f"{len(ids)} images are {word}: {', '.join(sorted(ids)[:5]) or 'none'}")
+    if keys := [name for name in WHERE if name in mine]:
+        splits = splits.merge(mine[keys].drop_duplicates())
+    rows = splits.merge(mine, how="outer", on=["id", *keys], indicator="found")
+    for word, side in (("missing", "left_only"), ("unknown", "right_only")):
+        ids = rows.loc[rows["found"] == side, "id"].unique()
+        print(f"{len(ids)} images are {word}: {', '.join(ids[:5]) or 'none'}")
+    rows = rows[rows["found"] == "both"].astype({"fold": int})
     if rows.empty:
-        raise ScoreError("no image is one of the published test parts: see ids there")
-    columns = [name for name in tables.columns(task) if name.startswith("p_")]
-    has_p = set(columns) <= set(rows)
-    values = rows[columns if has_p else ["score"]].to_numpy(dtype=float)
-    frame = tables.as_predictions(rows, values, task)
-    places = rows[WHERE].assign(task=task, pipeline="yours", run="")
-    return metrics.check_predictions(pd.concat([places, frame], axis=1), "your predictions")
+        raise tables.PredictionsError("no image is one of the published test parts: see ids there")
+    given = [name for name in tables.columns(task) if name[:2] == "p_" and name in rows]
+    rows = rows.assign(task=task, pipeline="yours", run="")
+    frame = metrics.as_predictions(rows, rows[given or ["score"]].to_numpy(dtype=float))
+    return metrics.check_predictions(frame, "your predictions")
 
 
 def score(mine: pd.DataFrame, published: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
