@@ -89,7 +89,7 @@ def test_losses_mark_the_epoch_that_is_kept(ax):
     plots.losses(ax, pd.DataFrame({"epoch": [1, 2, 3], **losses}), kept=2)
     assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[3, 2, 1], [3, 1, 2]]
     assert list(ax.lines[2].get_xdata()) == [2, 2]
-    assert ax.get_legend_handles_labels()[1] == ["training", "validation", "kept"]
+    assert ax.get_legend_handles_labels()[1] == ["training loss", "validation loss", "kept"]
 
 
 def test_intervals_are_drawn_where_they_are(ax):

@@ -72,8 +72,8 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
 
 def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> None:
     """Training and validation loss per epoch; dashed: the epoch whose weights are kept."""
-    for part, name in (("train", "training"), ("valid", "validation")):
-        ax.plot(history["epoch"], history[f"{part}_loss"], "o-", label=name, markersize=4)
+    for part, line in history.filter(like="_loss").dropna(axis=1, how="all").items():
+        ax.plot(history["epoch"], line, "o-", label=label(part), markersize=4)
     ax.axvline(kept, label="kept", **DASHED)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(frameon=False)

@@ -26,8 +26,8 @@ def known(name: str) -> str:
     words = {**recipes.PIPELINES, **splits.PROTOCOLS}
     if name in words:
         return words[name].label
-    varied = re.fullmatch(rf"({'|'.join(recipes.PIPELINES)})_(.+)", name)
-    if varied and name not in table():  # another seed or weight, or other images: combined_seed1
+    # another seed or weight of it, or other images: combined_seed1
+    if varied := re.fullmatch(rf"({'|'.join(recipes.PIPELINES)})_(?!weight$)(.+)", name):
         return f"{known(varied[1])}, {re.sub('_|(?<=seed)', ' ', varied[2])}"
     if name.startswith((baselines.BASELINE, "average_")):
         return baselines.label_of(name)
