@@ -279,7 +279,7 @@ def test_every_baseline_predicts_the_test_part_without_a_warning(tiny_demo, task
         found = metrics.check_predictions(baselines.all_of(split, 0))
     names = list(found["pipeline"].unique())
     assert names[:2] == ["baseline_priors", "baseline_size_forest"] and len(names) == number
-    assert names[-1] == baselines.AVERAGES["average_with_baseline"][-1] == "baseline_all_logistic"
+    assert names[-1] == baselines.AVERAGED_BASELINE == "baseline_all_logistic"
     for _, rows in found.groupby("pipeline"):
         assert rows["id"].tolist() == split.loc[split["part"] == "test", "id"].tolist()
 
