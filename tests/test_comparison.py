@@ -79,6 +79,14 @@ def test_side_by_side_says_what_was_not_run_and_names_the_best_baseline():
     assert (alone[best] == "–").all()
 
 
+@pytest.mark.parametrize(
+    ("paper", "grouped", "words"), [(4, 4, "4"), (4, 1, "paper 4, grouped 1"), (0, 2, "2")]
+)
+def test_the_number_of_folds_is_said_once_or_for_each_protocol(paper, grouped, words):
+    rows = pd.DataFrame({"protocol": ["grouped", "paper"], "folds": [grouped, paper]})
+    assert comparison.folds_run(rows[rows["folds"] > 0]) == words
+
+
 def test_tables_with_intervals_have_a_dash_where_nothing_was_measured():
     pipelines = ["classification", "combined"]
     found = comparison.with_intervals(results(), ["mse", "accuracy", "rps"], pipelines)

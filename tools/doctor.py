@@ -10,7 +10,7 @@ from platform import python_version
 from cervix_utils import paths
 from cervix_utils.data import datasets
 
-NEEDED = {"disk": 8, "memory": 8}  # gigabytes
+NEEDED = 8  # gigabytes of disk, and of memory
 Line = tuple[bool, str, str]  # whether it will do, what was found, what to do where it will not
 
 
@@ -19,11 +19,10 @@ def machine() -> Iterator[Line]:
     right = (3, 11) <= sys.version_info < (3, 14)
     yield right, f"Python {python_version()}", "make clean, then make reports PYTHON=python3.12"
     free = shutil.disk_usage(paths.ROOT).free / 1e9
-    yield free > NEEDED["disk"], f"{free:.0f} GB of disk free", "free some, or set CERVIX_CACHE"
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e9 if pages else 0
+    yield free > NEEDED, f"{free:.0f} GB of disk free", "free some, or set CERVIX_CACHE"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     advice = "smaller images or batches: SET='herlev_batch_size=8', and CORES=1"
-    yield memory >= NEEDED["memory"], f"{memory:.0f} GB of memory, {os.cpu_count()} cores", advice
+    yield memory >= NEEDED, f"{memory:.0f} GB of memory, {os.cpu_count()} cores", advice
 
 
 def arithmetic() -> Iterator[Line]:

@@ -45,6 +45,14 @@ def best_baseline(table: Frame, task: str, metric: str, protocol: str) -> pd.Ser
     return None if rows.empty else rows.iloc[0]
 
 
+def folds_run(rows: Frame) -> str:
+    """'4' where every protocol of these rows of ``summary`` has 4, else 'paper 4, grouped 1'."""
+    folds = rows.drop_duplicates("protocol").set_index("protocol")["folds"]
+    if folds.nunique() == 1:
+        return str(folds.iloc[0])
+    return ", ".join(f"{name} {folds[name]}" for name in splits.PROTOCOLS if name in folds)
+
+
 def beside_published(results: Frame) -> Frame:
     """One row a published number and protocol: ``summary``, with ``published`` for ``paper``."""
     rows = summary(results).rename(columns={"paper": "published"})
@@ -63,7 +71,7 @@ def side_by_side(results: Frame, extra: Sequence[tuple[str, str, str]] = ()) -> 
     wide = wide.loc[[number for number in dict.fromkeys(wanted) if number in wide.index]]
     wide = wide[[name for name in splits.PROTOCOLS if name in wide]].rename_axis(columns=None)
     numbers = table.groupby(NUMBER)
-    wide.insert(0, "folds", numbers["folds"].unique().map(lambda n: " or ".join(map(str, n))))
+    wide.insert(0, "folds", numbers.apply(folds_run))
     wide.insert(1, "published", numbers["paper"].max().map("{:g}".format).replace("nan", "–"))
     best = [best_baseline(table, task, metric, "grouped") for task, _, metric in wide.index]
     names = ["" if row is None else label_of(row["pipeline"]) for row in best]
