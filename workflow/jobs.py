@@ -227,7 +227,8 @@ def case(run: str, asked: str, data_root: str) -> None:
 
 
 if __name__ == "__main__":
-    ParentPollerUnix(os.getppid()).start()  # a workflow that is killed takes its steps with it
+    parent = int(os.environ.get("CERVIX_PARENT", os.getppid()))
+    ParentPollerUnix(parent).start()  # a workflow that is killed takes its steps with it
     step, *arguments = sys.argv[1:]
     if step == "execute":
         execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))

@@ -91,12 +91,13 @@ def all_end(reports: Path) -> None:
     assert not alive(reports)
 
 
-def test_a_workflow_that_is_killed_alone_takes_its_steps_and_kernels_with_it(tmp_path):
+@pytest.mark.parametrize("when", ["jobs.py", "ipykernel"])  # before the step has started, or later
+def test_a_workflow_that_is_killed_alone_takes_its_steps_and_kernels_with_it(tmp_path, when):
     process = start(tmp_path / "reports", tmp_path / "log")
     until = time.monotonic() + 300
-    while not [words for words in alive(tmp_path / "reports").values() if "ipykernel" in words]:
+    while not [words for words in alive(tmp_path / "reports").values() if when in words]:
         assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.5)
+        time.sleep(0.05)
     process.kill()
     process.wait()
     all_end(tmp_path / "reports")

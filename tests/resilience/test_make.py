@@ -105,6 +105,7 @@ def workflow(reports: Path, *options: str, **more) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=paths.ROOT, env=environment, **streams, **more)
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_with_one_line_and_a_dead_one_is_in_nobodys_way(tmp_path):
     target = str(tmp_path / "demo/01_data_exploration.ipynb")
     drafts = [tmp_path / f"{place}/.{'0f' * 16}.x" for place in ("demo/runs/a/b", "cache")]
