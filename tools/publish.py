@@ -11,9 +11,10 @@ import re
 import shutil
 import sys
 import uuid
-import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pandas as pd
@@ -33,6 +34,9 @@ SHORT = ("accuracy", "mse", "log_loss")  # metrics of README's table; the index 
 XZ = {"method": "xz", "preset": 9}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
+ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
+PLAIN_GROUP = r"<g>([^<>]*(?:<(?!/?g\b)[^<>]*>[^<>]*)*)</g>"  # one that says nothing of its content
+PLAIN = r'<span class="(?:n|p|o|w|nn|bp|fm|vm|nc|ne|kt)">(.*?)</span>'  # code that has no colour
 
 
 class PublishError(ValueError):
@@ -66,10 +70,8 @@ def check_page(page: Path) -> None:
 
 
 def check_size(folder: Path) -> None:
-    """Raise PublishError where a folder has more files or bytes than git should carry, which packs
-    each file with zlib."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    sizes = [len(zlib.compress(file.read_bytes())) for file in files]
+    """Raise PublishError where a folder has more files or bytes than git should carry."""
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
     if len(sizes) > FILES or sum(sizes) > BYTES:
         total = f"{len(sizes)} files, {sum(sizes):,} bytes"
         raise PublishError(f"too much to publish ({total}): at most {FILES} and {BYTES:,}")
@@ -79,11 +81,24 @@ def check_size(folder: Path) -> None:
 
 
 def slim(svg: str) -> str:
-    """The same drawing with four digits a number and without what is not drawn."""
+    """The same drawing in half the bytes: four digits a number, one name for each look."""
     svg = re.sub(r"<\?xml.*?\?>|<!.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.4g}", svg)
+    svg = re.sub(r"\s+", " ", svg).replace("> <", "><").replace("<g/>", "")
+    svg = re.sub(r" transform=\"rotate\(-?0 [^)]*\)\"", "", svg)  # by nothing
+    while (less := re.sub(PLAIN_GROUP, r"\1", svg)) != svg:
+        svg = less
+    svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r" ?([A-Za-z]) ?", r"\1", path[0]), svg)
+    names = {name: f"i{k}" for k, name in enumerate(dict.fromkeys(re.findall(LINK, svg)))}
+    svg = re.sub(ID, lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
+    svg = re.sub(LINK, lambda m: names[m[0]], svg)
     svg = re.sub(r'="[^"<>]*"', lambda value: value[0].replace("'", ""), svg)  # names of fonts
-    return re.sub(r"\s+", " ", svg).replace("> <", "><").strip()
+    looks = Counter(re.findall(r' style="([^"]*)"', svg)).most_common()
+    looks = {look: f"s{k}" for k, (look, n) in enumerate(looks) if n > 1}
+    for look, name in looks.items():
+        svg = svg.replace(f' style="{look}"', f' class="{name}"')
+    rules = "".join(f".{name}{{{look}}}" for look, name in looks.items())
+    return svg.replace("</style>", f"{rules}</style>", 1)
 
 
 def _address(match: re.Match) -> str:
@@ -93,8 +108,9 @@ def _address(match: re.Match) -> str:
 
 
 def slim_page(page: str) -> str:
-    """A page with slim figures."""
-    return re.sub(ADDRESS, _address, page)
+    """A page with slim figures and styles, and without the marks of code that have no colour."""
+    page = re.sub(PLAIN, r"\1", re.sub(ADDRESS, _address, page))
+    return re.sub("(?s)<style>.*?</style>", lambda m: re.sub(r"\s*([{};])\s*", r"\1", m[0]), page)
 
 
 # What is published
@@ -115,14 +131,20 @@ def _write_runs(report: Path, tasks: Sequence[str], to: Path) -> None:
     pd.concat(histories).to_csv(to / "histories.csv", index=False)
 
 
+def figures(notebook: Any, tag: str) -> list[str]:
+    """The SVG figures of the cells that have a tag."""
+    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
+
+
 def _write_figures(page: Path, folder: Path) -> None:
     """The figures of cells tagged ``figure-<title>``, the first of each cell."""
-    for cell in pages.read(page.with_suffix(".ipynb")).cells:
-        titles = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("figure-")]
-        data = [output.get("data", {}) for output in cell.get("outputs", [])]
-        drawn = [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
-        for title, svg in zip(titles, drawn):
-            (folder / f"{title.removeprefix('figure-')}.svg").write_text(slim(svg))
+    book = pages.read(page.with_suffix(".ipynb"))
+    for tag in {tag for cell in book.cells for tag in cell.metadata.get("tags", [])}:
+        drawn = figures(book, tag) if tag.startswith("figure-") else []
+        for svg in drawn[:1]:
+            (folder / f"{tag.removeprefix('figure-')}.svg").write_text(slim(svg))
 
 
 def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
