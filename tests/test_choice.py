@@ -54,7 +54,7 @@ def test_inner_folds_hold_out_every_training_image_once_and_no_test_image(tried)
 def test_groups_stay_on_one_side_of_inner_folds_where_the_protocol_says_so(tiny_demo, protocol):
     recipe = toys.recipe_of("combined", protocol=protocol, **WHOLE)
     split = toys.split_of(tiny_demo, recipe)
-    straddling = [splits.straddling(fold) for fold in splits.inner(split, 2)]
+    straddling = [toys.straddling(fold) for fold in splits.inner(split, 2)]
     assert any(straddling) == (protocol == "paper")
 
 

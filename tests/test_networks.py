@@ -265,3 +265,10 @@ def test_weights_of_a_run_folder_say_what_was_trained_there(tmp_path):
     words = networks.describe_weights(str(tmp_path / "model.safetensors"), "resnet18")
     assert words.startswith("resnet18 trained on sipakmed, classification, grouped-0 (sha256 ")
     assert words.endswith("from: resnet18, random") and str(tmp_path) not in words
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    torch.save({"a": torch.ones(2), "b": torch.tensor([1.0, value])}, tmp_path / "w.pth")
+    with pytest.raises(networks.WeightsError, match="b is not finite"):
+        networks.read_weights(tmp_path / "w.pth")

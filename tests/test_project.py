@@ -18,7 +18,7 @@ from cervix_utils import paths
 
 DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {
-    "cervix_utils": 3735,
+    "cervix_utils": 3740,
     "benchmarks": 700,
     "tools": 310,
     "workflow": 185,

@@ -70,8 +70,8 @@ def _unfound(settings: Mapping[str, Any], task: str) -> str:
     """Why a data set cannot be read; empty where it can."""
     try:
         datasets.find(settings["data_root"], task, settings["seed"])
-    except datasets.DataError as error:
-        return str(error)
+    except (ValueError, OSError) as error:
+        return f"data of '{task}': {error}"
     return ""
 
 

@@ -62,6 +62,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{file} holds no plain state dict (name -> tensor) and was not loaded "
             f"({type(error).__name__}): save model.state_dict()"
         ) from None
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise WeightsError(f"{file}: {broken[0]} is not finite (NaN or infinity): save it again")
     return {
         key: value.float() if value.is_floating_point() else value for key, value in state.items()
     }
