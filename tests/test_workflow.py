@@ -141,10 +141,12 @@ def test_the_report_folder_holds_what_was_promised(demo):
 @pytest.mark.slow
 def test_run_folders_are_whole_and_groups_stay_on_one_side(demo):
     folders = [runs.read(file.parent) for file in (demo[0] / "runs").glob("*/*/[!.]*/recipe.json")]
-    assert len(folders) == 2 * 2 + 3 * 2
+    assert len(folders) == 2 * 2 + 3 * 2 + 2  # two of notebook 8, which no page of numbers names
+    told = [run for run in folders if (run.folder / "model.json").is_file()]
+    assert len(told) == 2 * 2 + 3 * 2
     for run in folders:
-        names = sorted(path.name for path in run.folder.iterdir())
-        assert names == sorted([*runs.FILES, "model.json"])
+        names = sorted(path.name for path in run.folder.iterdir() if path.name != "model.json")
+        assert names == sorted(runs.FILES)
         sides = run.predictions.groupby("group")["part"].nunique()
         assert (sides.max() == 1) == (run.recipe["protocol"] == "grouped")
 
