@@ -170,7 +170,7 @@ def train_bare(architecture: str, size: int, batch: int, n: int, device: str = "
     precision = learners.pick_precision(recipe.precision, device)
     kind, classes = recipes.pipeline_of(recipe.pipeline).loss, len(recipe.classes)
     criterion = losses.Loss(kind, classes)
-    model = networks.network(architecture, recipe.head, losses.n_outputs(kind, classes))
+    model = networks.network(architecture, recipe.head, recipe.n_outputs)
     model = model.to(device, memory_format=torch.channels_last)
     on_gpu = device == "cuda"
     options = {"lr": recipe.lr, "fused": True, "capturable": on_gpu}
@@ -394,7 +394,7 @@ def ig_captum(n: int, size: int = 128, steps: int = 50, run: str = "", data: str
     that ask for gradients. Points in batches of 64 at most: 512 at once would not fit."""
     model, recipe, pixels = explained(n, size, run, data)
     network = nn.Sequential(Normalize(recipe.mean, recipe.std), model.requires_grad_(True))
-    ig = IntegratedGradients(lambda x: losses.score(network(x), len(recipe.classes)))
+    ig = IntegratedGradients(lambda x: losses.score(network(x)))
     ig.attribute(pixels[:1], torch.ones_like(pixels[:1]), n_steps=16)
     options = {"n_steps": steps, "return_convergence_delta": True, "internal_batch_size": 64}
     start, deltas = time.perf_counter(), []

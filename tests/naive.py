@@ -7,7 +7,6 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import torch
-from dlordinal.metrics import ranked_probability_score
 from PIL import Image
 from scipy import stats
 from sklearn import metrics as sk
@@ -93,7 +92,12 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
             (p - (k == t)) ** 2 for row, t in zip(rows, true) for k, p in enumerate(row)
         ) / len(true)
         if "score" in predictions:
-            found["rps"] = ranked_probability_score(true, np.array(rows))
+            found["rps"] = np.mean(
+                [
+                    sum((sum(row[: k + 1]) - (t <= k)) ** 2 for k in range(len(row)))
+                    for row, t in zip(rows, true)
+                ]
+            )
     if "score" in predictions:
         score = list(predictions["score"])
         found["mse"] = sum((s - (t + 1)) ** 2 for s, t in zip(score, true)) / len(true)

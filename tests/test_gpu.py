@@ -32,9 +32,7 @@ def trained(tiny_demo, tmp_path_factory):
     return split, recipe, runs.obtain(split, recipe, tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize(
-    "pipeline", ["classification", "regression", "corn", "soft_labels", "sgd", "modern"]
-)
+@pytest.mark.parametrize("pipeline", ["classification", "regression", "sgd", "modern"])
 def test_every_pipeline_trains_on_the_gpu_and_says_so(tiny_demo, tmp_path, pipeline):
     recipe = recipe_of(pipeline)
     run = runs.obtain(toys.split_of(tiny_demo, recipe), recipe, tmp_path)
@@ -56,7 +54,7 @@ def test_a_finished_run_is_read_and_not_trained_again(trained, capsys):
     assert again.predictions.equals(run.predictions)
 
 
-@pytest.mark.parametrize("pipeline", ["combined", "soft_labels"])
+@pytest.mark.parametrize("pipeline", ["combined", "regression"])
 def test_the_learner_of_a_run_answers_on_the_gpu(tiny_demo, tmp_path, pipeline):
     recipe = recipe_of(pipeline, test_flips=1)
     split = toys.split_of(tiny_demo, recipe)
@@ -66,7 +64,7 @@ def test_the_learner_of_a_run_answers_on_the_gpu(tiny_demo, tmp_path, pipeline):
         label, _, _ = learn.predict(split["path"][0])
     assert next(learn.model.parameters()).device.type == GPU
     assert len(answers) == len(targets) == len(losses) and losses.isfinite().all()
-    assert label in learn.dls.vocab
+    assert pipeline == "regression" or label in learn.dls.vocab
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.005), ("bf16", 0.05)])

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 import toys
-from dlordinal.soft_labelling import get_triangular_soft_labels
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import TfmdDL
@@ -20,14 +19,12 @@ from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.torch_core import TensorCategory, TensorImage, set_seed
 from matplotlib import pyplot as plt
 from PIL import Image
-from torch.nn import functional as F
 
 from cervix_utils.data import datasets, squares
 from cervix_utils.training import fitting, learners, networks, runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PIPELINES = ["classification", "regression", "combined", "modern"]
-ORDINAL = ["corn", "soft_labels"]
 
 
 def made(pipeline: str, data_root, **changes) -> SimpleNamespace:
@@ -43,7 +40,7 @@ def made(pipeline: str, data_root, **changes) -> SimpleNamespace:
     return SimpleNamespace(learn=learn, split=split, recipe=recipe, files=files, targets=targets)
 
 
-@pytest.fixture(scope="module", params=[*PIPELINES, *ORDINAL])
+@pytest.fixture(scope="module", params=PIPELINES)
 def case(request, tiny_demo, one_thread):
     made_now = made(request.param, tiny_demo)
     with made_now.learn.no_bar(), made_now.learn.no_logging():
@@ -169,8 +166,7 @@ def test_validate_gives_the_loss_and_the_accuracy_of_the_validation_part(case, l
     loss, accuracy = learn.validate()
     right = np.array(classes_of(expected(case, "valid"))) == case.targets["valid"].numpy()
     assert accuracy == pytest.approx(right.mean(), abs=1e-6)
-    if case.recipe.pipeline not in ORDINAL:
-        assert loss == pytest.approx(slow_losses(case).mean(), rel=1e-4)
+    assert loss == pytest.approx(slow_losses(case).mean(), rel=1e-4)
 
 
 def test_get_preds_are_the_predictions_of_the_package(case, learn):
@@ -179,8 +175,7 @@ def test_get_preds_are_the_predictions_of_the_package(case, learn):
     assert targets.tolist() == case.targets["valid"].tolist()
     assert decoded.tolist() == classes_of(answers.numpy())
     assert losses.shape == (10 if case.recipe.task == "herlev" else 6,)
-    if case.recipe.pipeline not in ORDINAL:
-        np.testing.assert_allclose(losses, slow_losses(case), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(losses, slow_losses(case), rtol=1e-3, atol=1e-5)
 
 
 def test_get_preds_of_the_training_part_are_neither_augmented_nor_shuffled(case, learn):
@@ -298,32 +293,6 @@ def test_new_loaders_keep_the_pictures_and_labels(learn):
     assert train.one_batch()[0].shape == (3, 3, 32, 32) and len(train.dataset) == len(
         learn.dls.train_ds
     )
-
-
-# Losses of single images
-
-
-def corn_loss(row: np.ndarray, target: int) -> float:
-    """Shi, Cao and Raschka 2023, equation 9, of one image: ``row`` has its k - 1 logits."""
-    last = min(target + 1, len(row))
-    answers = 1 / (1 + np.exp(-row[:last]))
-    beyond = np.arange(last) < target
-    return -np.log(np.where(beyond, answers, 1 - answers)).mean()
-
-
-@pytest.mark.parametrize("pipeline", ORDINAL)
-def test_ordinal_rivals_have_a_loss_for_each_image(tiny_demo, pipeline):
-    case = made(pipeline, tiny_demo)
-    with case.learn.no_bar():
-        _, _, losses = case.learn.get_preds(with_loss=True)
-        outputs, targets = case.learn.get_preds(act=lambda output: output)
-    if pipeline == "corn":
-        slow = [corn_loss(row, target) for row, target in zip(outputs.numpy(), targets.tolist())]
-    else:
-        soft = torch.tensor(get_triangular_soft_labels(5, 0.05))[targets]
-        slow = -(soft * F.log_softmax(outputs, dim=1)).sum(dim=1)
-    np.testing.assert_allclose(losses, slow, rtol=1e-4)
-    assert len(set(losses.tolist())) > 5
 
 
 # Batches

@@ -255,7 +255,7 @@ def test_maps_are_those_of_the_severity_score(explain, few_cells, small_network,
         pd.testing.assert_frame_equal(item.table[maps.ABOUT], few_cells.table[maps.ABOUT])
         about = item.table[["network", "method", "baseline"]].drop_duplicates().to_numpy().tolist()
         assert about == [["trained", method, baseline]]
-        expected = losses.score(model((pixels - 0.5) / 0.25), 5).detach()
+        expected = losses.score(model((pixels - 0.5) / 0.25)).detach()
         np.testing.assert_allclose(item.table["score"], expected, rtol=0, atol=1e-6)
         assert item.table["start_score"].isna().all() == (baseline == "")
         unknown = item.table[["delta", "steps"]].isna()

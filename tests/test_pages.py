@@ -263,7 +263,7 @@ def test_tables_scroll_and_show_a_dash_for_nan(tmp_path):
 
 
 def test_tables_have_words_of_the_field_and_long_ones_are_folded(tmp_path):
-    table = pd.DataFrame({"metric": ["f1_macro", "kappa_quadratic"], "pipeline": ["sgd", "corn"]})
+    table = pd.DataFrame({"metric": ["f1_macro", "kappa_quadratic"], "pipeline": ["sgd", "modern"]})
     table["train_loss"] = ["0.697 (0.658 to 0.735) forest", "a_word_of_ours"]
     long = pd.DataFrame({"paper": range(pages.LONG + 1)})
     outputs = [output({"text/html": frame.to_html()}) for frame in (table, long)]
@@ -271,7 +271,7 @@ def test_tables_have_words_of_the_field_and_long_ones_are_folded(tmp_path):
     assert rows_of(html)[:3] == [
         ["metric", "pipeline", "training loss"],
         ["F1, macro", "paper C as written", "0.697 (0.658 to 0.735) forest"],
-        ["quadratic kappa", "ordinal regression (CORN)", "a_word_of_ours"],
+        ["quadratic kappa", "modern recipe", "a_word_of_ours"],
     ]
     assert '0.697 <span class="ci">(0.658 to 0.735)</span> forest' in html
     assert rows_of(html)[3] == ["published"]
@@ -392,7 +392,7 @@ def test_commit_is_that_of_this_checkout_only(tmp_path, monkeypatch):
         ("baseline_all_logistic", "logistic regression on all features"),
         ("Type_1", "Type 1"),
         ("combined_seed1", "classification + regression, seed 1"),
-        ("soft_labels_without_nucleus", "soft ordinal labels, without nucleus"),
+        ("regression_without_nucleus", "regression, without nucleus"),
         ("regression_weight", "weight of the regression term"),
     ],
 )
@@ -401,10 +401,10 @@ def test_every_name_has_words_for_people(name, words):
 
 
 def test_raw_names_in_a_sentence_are_spelled_out_and_nothing_else():
-    text = "**sgd** and combined_seed1 beat logistic regression; lac of corn 0.9 (0.1 to 1.0)."
+    text = "**sgd** and combined_seed1 beat logistic regression; lac of modern 0.9 (0.1 to 1.0)."
     assert words.spelled(text) == (
         "**paper C as written** and classification + regression, seed 1 beat logistic regression; "
-        "smallest sets of ordinal regression (CORN) 0.9 (0.1 to 1.0)."
+        "smallest sets of modern recipe 0.9 (0.1 to 1.0)."
     )
 
 

@@ -105,11 +105,11 @@ def test_the_network_comes_back_with_the_same_outputs(kept, learn):
     assert all(torch.equal(value, trained[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("pipeline", ["regression", "corn", "sgd", "modern"])
+@pytest.mark.parametrize("pipeline", ["regression", "combined", "sgd", "modern"])
 def test_every_kind_of_output_is_kept(tiny_demo, tmp_path, pipeline):
     recipe = toys.recipe_of(pipeline, test_flips=1)
     run = runs.obtain(toys.split_of(tiny_demo, recipe), recipe, tmp_path, "cpu")
-    outputs = {"regression": 1, "corn": 4}.get(pipeline, 3)
+    outputs = {"regression": 1, "combined": 5}.get(pipeline, 3)
     assert runs.load_model(run)(torch.rand(2, 3, 32, 32)).shape == (2, outputs)
     assert list(run.predictions.columns) == tables.columns(recipe.task)
     assert run.predictions.filter(like="p_").isna().all(axis=None) == (pipeline == "regression")

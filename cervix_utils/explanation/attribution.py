@@ -65,7 +65,7 @@ class FromPixels(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = (pixels - self.mean) / self.std
         outputs = self.model(inputs.contiguous(memory_format=torch.channels_last))
-        return losses.score(outputs, self.grades) if self.grades else outputs
+        return losses.score(outputs) if self.grades else outputs
 
 
 def baseline(kind: str, pixels: Tensor, masks=None, mean=None) -> Tensor:

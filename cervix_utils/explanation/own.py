@@ -19,7 +19,6 @@ from cervix_utils.evaluation import calibration, metrics
 from cervix_utils.training import recipes, runs
 
 CONTRACT, LEVEL = "model.json", 0.9  # file; share of groups whose set holds the right class
-OUTPUTS = {"squared_error": "score", "corn": "logits of P(grade above k) given above k - 1"}
 READING = {  # how a picture becomes the input; size and window (0: the whole) are pixels
     "square": "padded with the median colour of its edge, bilinear",
     "input": "RGB in 0..1, then (x - mean) / std",
@@ -54,7 +53,8 @@ def describe(run: runs.Run) -> dict:
         scores["half_width"] = np.abs(drawn["score"].to_numpy() - true - 1)
     limits = {name: calibration.limit(values, LEVEL) for name, values in scores.items()}
     said = {name: run.recipe[name] for name in ABOUT} | READING
-    said |= {"output": OUTPUTS.get(loss, "logits"), "temperature": temperature, "level": LEVEL}
+    said |= {"output": "score" if loss == "squared_error" else "logits"}
+    said |= {"temperature": temperature, "level": LEVEL}
     said |= {name: value if np.isfinite(value) else None for name, value in limits.items()}
     said |= {"classes": dataset.classes, "ordered": dataset.ordered, "weights": runs.FILES[0]}
     return said | {"data": dataset.title, "source": dataset.citation, "terms": dataset.terms}

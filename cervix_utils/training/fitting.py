@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from cervix_utils.data import squares, tables
-from cervix_utils.training import learners, losses, networks, recipes
+from cervix_utils.training import learners, networks
+from cervix_utils.training.checkpoints import Checkpoint
 from cervix_utils.training.learners import StudyLearner
 from cervix_utils.training.recipes import Recipe
 
@@ -26,6 +28,7 @@ class KeepBest(Callback):
     """
 
     order = 60  # after the Recorder
+    lowest, state = np.inf, None
 
     def before_fit(self):
         self.lowest, self.state = np.inf, None
@@ -56,10 +59,10 @@ class EpochLine(Callback):
     def after_epoch(self):
         named = zip(("train", "valid", "accuracy"), self.recorder.values[-1])
         values = "  ".join(f"{name} {value:.3f}" for name, value in named if value is not None)
-        spent, done = time.perf_counter() - self.start, (self.epoch + 1) / self.n_epoch
-        to_go = spent * (1 - done) / done
+        done, spent = self.epoch + 1, time.perf_counter() - self.start
+        to_go = spent * (self.n_epoch - done) / (done - self.first_epoch)
         print(
-            f"{self.title}  epoch {self.epoch + 1}/{self.n_epoch}  {values}  "
+            f"{self.title}  epoch {done}/{self.n_epoch}  {values}  "
             f"{spent:.0f} s, {to_go:.0f} s to go",
             flush=True,
         )
@@ -76,15 +79,18 @@ def on_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fit(learn: StudyLearner, recipe: Recipe) -> None:
+def fit(learn: StudyLearner, recipe: Recipe, checkpoint: Path | None = None) -> None:
     """Train as the recipe says: fastai's bars in JupyterLab, one line an epoch elsewhere.
 
     Deterministic on a CPU, however many trainings run side by side and whatever was shown before.
+    ``checkpoint``: the file of a training that was killed, to go on from, and for this one.
     Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before),
     ``learn.epoch_kept`` (from 1) and ``learn.seconds``. FloatingPointError where the loss diverges.
     """
     untouched = learn.opt is None  # fastai makes the optimiser when a Learner is first fitted
-    callbacks = [KeepBest()] if recipe.selection == "best" else []
+    best = KeepBest()
+    kept = [Checkpoint(checkpoint, best)] if checkpoint else []
+    callbacks = kept + [best] * (recipe.selection == "best")
     in_jupyterlab = "JPY_SESSION_NAME" in os.environ
     start, rates = time.perf_counter(), slice(recipe.lr, recipe.lr * recipe.head_factor)
     learn.epoch_kept = recipe.epochs
@@ -104,7 +110,7 @@ def fit(learn: StudyLearner, recipe: Recipe) -> None:
         raise FloatingPointError(
             f"{recipe.name}: the training loss became infinite or NaN: lower the rate"
         )
-    learn.fitted_as = recipe if untouched else None
+    learn.fitted_as = recipe if untouched or any(one.resumed for one in kept) else None
     learn.seconds = time.perf_counter() - start
 
 
@@ -137,10 +143,9 @@ def probabilities(
     ``pictures``: uint8 (n, 3, s, s), all or some ``rows``. In the recipe's precision and threads.
     """
     rows = np.arange(len(pictures)) if rows is None else rows
-    model = networks.fold_batch_norms(model)
+    model, batches = networks.fold_batch_norms(model), []
     device = next(model.parameters()).device
     precision = learners.pick_precision(recipe.precision, device.type)
-    classes, batches = len(recipe.classes), []
     mean, std = (
         torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (recipe.mean, recipe.std)
     )
@@ -150,7 +155,7 @@ def probabilities(
             batch = batch.contiguous(memory_format=torch.channels_last)
             with learners.autocast(device.type, precision):
                 raw = [model(view).float() for view in views(batch, number)]
-            answers = [r if r.shape[1] == 1 else losses.probabilities(r, classes) for r in raw]
+            answers = raw if recipe.n_outputs == 1 else [view.softmax(dim=1) for view in raw]
             batches.append(torch.stack(answers).mean(dim=0).cpu())
     return torch.cat(batches).numpy()
 
@@ -163,9 +168,7 @@ def predict(model: nn.Module, split: pd.DataFrame, recipe: Recipe) -> pd.DataFra
     Regression has no probabilities: its p_ columns are empty.
     """
     table = split.reset_index(drop=True)
-    width = losses.n_outputs(recipes.pipeline_of(recipe.pipeline).loss, len(recipe.classes))
-    columns = 1 if width == 1 else len(recipe.classes)
-    values = np.zeros((len(table), columns), dtype=np.float32)
+    values = np.zeros((len(table), recipe.n_outputs), dtype=np.float32)
     pictures = squares.open_squares(table, recipe.image_size, recipe.window)
     for part, rows in table.groupby("part").indices.items():
         number = 1 if part == "train" else recipe.test_flips

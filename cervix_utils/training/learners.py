@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from fastai.callback import progress, schedule  # noqa: F401 (give Learner bars and fit_one_cycle)
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import CancelEpochException
 from fastai.callback.data import WeightedDL
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, Transform
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
@@ -66,7 +67,7 @@ class StudyLearner(Learner):
     the recipe that trained it, None after a fit by hand.
     """
 
-    precision, fitted_as = "float32", None
+    precision, fitted_as, first_epoch = "float32", None, 0
 
     def computing(self, **options):
         """The context of a step; ``options`` of torch.autocast."""
@@ -79,8 +80,13 @@ class StudyLearner(Learner):
             super()._do_one_batch()
 
     def fit(self, *arguments, **options):
-        self.fitted_as = None
+        self.fitted_as, self.first_epoch = None, 0
         return super().fit(*arguments, **options)
+
+    def _do_fit(self):
+        for epoch in range(self.first_epoch, self.n_epoch):  # a Checkpoint raises the first
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
 
 class OpenSquare(Transform):
@@ -210,8 +216,7 @@ def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLea
     loss = recipes.pipeline_of(recipe.pipeline).loss
     classes = len(recipe.classes)
     state = networks.initial_state(recipe.weights, recipe.architecture)
-    outputs = losses.n_outputs(loss, classes)
-    model = networks.network(recipe.architecture, recipe.head, outputs, state).to(place)
+    model = networks.network(recipe.architecture, recipe.head, recipe.n_outputs, state).to(place)
     criterion = losses.Loss(loss, classes, recipe.regression_weight).to(place)
     learn = StudyLearner(
         dataloaders(split.reset_index(drop=True), recipe, place),
@@ -225,6 +230,5 @@ def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLea
     )
     learn.precision = pick_precision(recipe.precision, place)
     if place == "cuda":
-        graphed = [] if criterion.ordinal else [gpu.GraphedStep()]  # dlordinal's losses wait
-        learn.add_cbs([gpu.PicturesOnGpu(), *graphed])
+        learn.add_cbs([gpu.PicturesOnGpu(), gpu.GraphedStep()])
     return learn

@@ -20,7 +20,7 @@ class Recipe:
     """One training. Colours are RGB in 0..1 before normalisation with ``mean`` and ``std``."""
 
     task: str  # name of a data set
-    pipeline: str  # one of PIPELINES, or one with a suffix such as combined_w0.3
+    pipeline: str  # one of PIPELINES, or one with a suffix such as combined_seed1
     protocol: str = "paper"
     fold: int = 0
     seed: int = 0
@@ -57,6 +57,12 @@ class Recipe:
     @property
     def classes(self) -> list[str]:
         return list(datasets.get(self.task).classes)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of its network: a score, or one a class."""
+        is_score = pipeline_of(self.pipeline).loss == "squared_error"
+        return 1 if is_score else len(self.classes)
 
     @property
     def name(self) -> str:
@@ -100,12 +106,9 @@ PIPELINES = {  # the one table of names, labels for people, and order
     "classification": Pipeline("classification", "cross_entropy", PAPER_H),
     "regression": Pipeline("regression", "squared_error", PAPER_H, graded=True),
     "combined": Pipeline("classification + regression", "combined", PAPER_H, graded=True),
-    "corn": Pipeline("ordinal regression (CORN)", "corn", PAPER_H, graded=True),
-    "soft_labels": Pipeline("soft ordinal labels", "soft_labels", PAPER_H, graded=True),
     "sgd": Pipeline("paper C as written", "cross_entropy", PAPER_C, SGD),
     "modern": Pipeline("modern recipe", "cross_entropy", PAPER_C, MODERN),
 }
-WEIGHTED = r"combined_w(\d+(?:\.\d+)?)"  # combined with another weight of the regression term
 SEEDED = r"(.+)_seed(\d+)"  # the same training from another seed, on the same split
 FREE = {"image_size": int, "epochs": int, "lr": float, "stain": float, "zoom": float}
 FREE |= {"weight_decay": float}  # what a candidate may change
@@ -113,10 +116,9 @@ OURS = {"task", "pipeline", "protocol", "fold", "valid_fraction", "phash_distanc
 
 
 def pipeline_of(name: str) -> Pipeline:
-    """The pipeline of a name, also of ``combined_w0.3``, ``combined_seed1`` and of a control such
-    as ``combined_permuted``. RecipeError if unknown."""
-    trained = re.sub(r"_seed\d+$", "", name.removesuffix("_permuted"))
-    base = "combined" if re.fullmatch(WEIGHTED, trained) else trained
+    """The pipeline of a name, also of ``combined_seed1`` and of a control such as
+    ``combined_permuted``. RecipeError if unknown."""
+    base = re.sub(r"_seed\d+$", "", name.removesuffix("_permuted"))
     if base not in PIPELINES:
         raise RecipeError(f"unknown pipeline '{name}': known are {', '.join(PIPELINES)}")
     return PIPELINES[base]
@@ -142,8 +144,6 @@ def make(settings: Mapping[str, Any], notebook: str, pipeline: str) -> Recipe:
         values["epochs"] = settings.get("colposcopy_sgd_epochs", values["epochs"])
     if seed := re.fullmatch(SEEDED, pipeline):
         values["seed"] = int(seed[2])
-    if weight := re.fullmatch(WEIGHTED, pipeline):
-        values["regression_weight"] = float(weight[1])
     values |= {"pipeline": pipeline} | dict(chosen.changes)
     numbers = [entry.name for entry in fields(Recipe) if entry.type is float]
     values |= {name: float(values[name]) for name in numbers if name in values}  # 1 is 1.0

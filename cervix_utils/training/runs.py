@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cervix_utils import paths
 from cervix_utils.data import datasets, tables
-from cervix_utils.training import fitting, learners, losses, networks, recipes
+from cervix_utils.training import fitting, learners, networks
 from cervix_utils.training.recipes import Recipe
 
 RECIPE_VERSION = 3  # raised by hand when the same recipe begins to mean another training
@@ -76,6 +76,12 @@ def folder_of(runs_dir: Path, recipe: Recipe, split: pd.DataFrame) -> Path:
     return runs_dir / recipe.task / recipe.pipeline / f"{recipe.protocol}-{recipe.fold}-{identity}"
 
 
+def checkpoint_file(runs_dir: Path, recipe: Recipe, split: pd.DataFrame) -> Path:
+    """Where a training that may be killed keeps its state, until its folder is written."""
+    folder = folder_of(runs_dir, recipe, split)
+    return folder.with_name(f".{folder.name}.safetensors")
+
+
 def find(runs_dir: Path, recipe: Recipe, split: pd.DataFrame) -> Run | None:
     """The finished run of this recipe on these data, None where it was never trained.
 
@@ -114,7 +120,9 @@ def keep(
     if by_hand:
         answers = paths.digest(predictions.to_csv(index=False))
         folder = folder.with_name(f"{folder.name}-by-hand-{answers[:6]}")
-    return _write(Run(folder, record, history, predictions), learn.model if weights else None)
+    run = _write(Run(folder, record, history, predictions), learn.model if weights else None)
+    checkpoint_file(runs_dir, recipe, split).unlink(missing_ok=True)
+    return run
 
 
 def _write(run: Run, model: torch.nn.Module | None) -> Run:
@@ -143,7 +151,7 @@ def obtain(
     run = find(runs_dir, recipe, split)
     if run is None:
         learn = learners.build(split, recipe, device)
-        fitting.fit(learn, recipe)
+        fitting.fit(learn, recipe, checkpoint_file(runs_dir, recipe, split))
         run = keep(learn, recipe, split, runs_dir, weights)
     return run
 
@@ -185,9 +193,7 @@ def load_model(run: Run, device: str = "cpu") -> torch.nn.Module:
         raise RunError(
             f"{run.folder} has no weights: delete that folder and run its notebook again"
         )
-    loss = recipes.pipeline_of(recipe.pipeline).loss
-    outputs = losses.n_outputs(loss, len(recipe.classes))
-    model = networks.network(recipe.architecture, recipe.head, outputs)
+    model = networks.network(recipe.architecture, recipe.head, recipe.n_outputs)
     try:
         model.load_state_dict(load_file(file))
     except (RuntimeError, SafetensorError, OSError) as error:
