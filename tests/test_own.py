@@ -18,6 +18,7 @@ from cervix_utils import paths
 from cervix_utils.data import images, tables
 from cervix_utils.evaluation import calibration, metrics
 from cervix_utils.explanation import own
+from cervix_utils.report import pages
 from cervix_utils.training import fitting, learners, runs
 from workflow import jobs
 
@@ -190,6 +191,24 @@ def test_the_case_of_a_folder_of_mixed_pictures(
         and "<b>.png" not in page
     )
     assert str(tmp_path) not in page
+
+
+@pytest.mark.slow
+def test_in_jupyterlab_a_network_is_chosen_and_pictures_are_uploaded(
+    kept, tiny_demo, tmp_path, monkeypatch
+):
+    run, _ = kept()
+    place = tmp_path / "mine" / "runs" / "herlev" / "combined" / run.folder.name
+    shutil.copytree(run.folder, place)
+    monkeypatch.setenv("CERVIX_REPORTS", str(tmp_path))
+    monkeypatch.setenv("JPY_SESSION_NAME", "07_own_images.ipynb")
+    jobs.case("", "", str(tiny_demo))
+    book = pages.read(tmp_path / "case" / "07_own_images.ipynb")
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    view = "application/vnd.jupyter.widget-view+json"
+    shown = [output["data"][view] for output in outputs if view in output.get("data", {})]
+    assert len(shown) == 2  # a box of networks, one for pictures
+    assert pd.read_csv(tmp_path / "case" / "own_images.csv")["id"].nunique() == 5
 
 
 @pytest.mark.slow

@@ -124,8 +124,9 @@ def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
             place = {"protocol": settings[f"{prefix}_protocols"][0], "fold": 0}
             try:
                 recipe = recipes.make({**settings, **place}, prefix, pipeline)
-                for candidate in settings[f"{prefix}_candidates"]:
-                    recipes.changed(recipe, candidate)
+                changes = settings.get(f"{prefix}_sgd_changes", [])
+                for change in [*settings[f"{prefix}_candidates"], *changes]:
+                    recipes.changed(recipe, change)
             except (recipes.RecipeError, datasets.DataError) as error:
                 problems.append(f"{prefix}_pipelines: {error}")
     usual = {"resnet18", "resnet50", "resnet101"}
