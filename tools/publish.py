@@ -1,7 +1,8 @@
 """A finished report -> reports/published, which git carries; and its table -> README.md.
 
 ``python -m tools.publish NAME``. Without a name what follows from the published numbers alone is
-made again: README's table, its figure and the index of the published pages.
+made again: README's table, its figure and the index of the published pages. ``python -m
+tools.publish FOLDER PIPELINE`` adds the networks of a folder of runs under another name.
 """
 
 import base64
@@ -24,6 +25,7 @@ from cervix_utils.data import datasets
 from cervix_utils.evaluation import metrics
 from cervix_utils.report import pages
 from cervix_utils.report.words import label
+from cervix_utils.training import runs
 
 FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
 PAGES = "0[2-6]_*.html"  # of the notebooks that can be without pictures
@@ -116,19 +118,45 @@ def slim_page(page: str) -> str:
 # What is published
 
 
-def _write_runs(report: Path, tasks: Sequence[str], to: Path) -> None:
+def _told(folders: Sequence[Path], **changes: str) -> tuple[str, pd.DataFrame]:
     """recipes.jsonl and histories.csv: one line a run, one row an epoch."""
     recipes, histories = [], []
-    for task in tasks:
-        for folder in pages.run_folders(report, task):
-            recipe = paths.public(json.loads((folder / "recipe.json").read_text()))
-            place = {"predictions": f"{task}.csv.xz", "run": folder.name}
-            place |= {key: recipe[key] for key in ("task", "pipeline", "protocol", "fold")}
-            recipes.append(json.dumps(place | recipe))
-            history = pd.read_csv(folder / "history.csv")
-            histories.append(pd.DataFrame([place]).merge(history, how="cross"))
-    (to / "recipes.jsonl").write_text("\n".join(recipes) + "\n")
-    pd.concat(histories).to_csv(to / "histories.csv", index=False)
+    for folder in folders:
+        recipe = paths.public(json.loads((folder / "recipe.json").read_text())) | changes
+        place = {"predictions": f"{recipe['task']}.csv.xz", "run": folder.name}
+        place |= {key: recipe[key] for key in ("task", "pipeline", "protocol", "fold")}
+        recipes.append(json.dumps(place | recipe) + "\n")
+        history = pd.read_csv(folder / "history.csv")
+        histories.append(pd.DataFrame([place]).merge(history, how="cross"))
+    return "".join(recipes), pd.concat(histories)
+
+
+def add(folder: Path, pipeline: str) -> None:
+    """Put the networks of run folders in ``folder``, one task's, beside the published ones, as
+    ``pipeline``: their predictions, numbers, recipes and histories."""
+    target = paths.reports_dir("published")
+    places = sorted(file.parent for file in folder.glob("*/recipe.json"))
+    if not places:
+        raise PublishError(f"{folder} holds no run folders: give reports/<name>/runs/<task>/<...>")
+    added = runs.table(map(runs.read, places)).assign(pipeline=pipeline)
+    file = target / f"{added['task'].iloc[0]}.csv.xz"
+    known = metrics.read_file(file)
+    if pipeline in set(known["pipeline"]):
+        raise PublishError(f"{file.name} has a pipeline '{pipeline}' already: name another")
+    both = metrics.check_predictions(pd.concat([known, added], ignore_index=True), file)
+    settings = json.loads((target / "run.json").read_text())["configuration"]
+    numbers = metrics.results(added, settings["n_boot"], settings["seed"])
+    recipes, histories = _told(places, pipeline=pipeline)
+    both.round(6).to_csv(file, index=False, compression=XZ)
+    for name, table in (("results", numbers), ("histories", histories)):
+        old = pd.read_csv(target / f"{name}.csv", dtype=str, keep_default_na=False)
+        table = pd.concat([old, table.round(6)])
+        if name == "results":
+            table = table.sort_values([*metrics.KEYS, "fold", "metric"])
+        table.to_csv(target / f"{name}.csv", index=False)
+    with (target / "recipes.jsonl").open("a") as opened:
+        opened.write(recipes)
+    check_size(target)
 
 
 def figures(notebook: Any, tag: str) -> list[str]:
@@ -154,7 +182,11 @@ def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
     tables = metrics.read(source)
     for task, frame in tables.items():
         frame.to_csv(draft / f"{task}.csv.xz", index=False, compression=XZ)
-    _write_runs(source, list(tables), draft)
+    recipes, histories = _told(
+        [place for task in tables for place in pages.run_folders(source, task)]
+    )
+    (draft / "recipes.jsonl").write_text(recipes)
+    histories.to_csv(draft / "histories.csv", index=False)
     (draft / "figures").mkdir(exist_ok=True)
     for page in html_pages:
         stems = [page.stem for page in html_pages]
@@ -234,10 +266,13 @@ def with_table(readme: str, results: pd.DataFrame) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Publish the report named, if any, and make README's table; SystemExit with what is wrong."""
+    """Publish what is named, if anything, and make README's table; SystemExit with what is
+    wrong."""
     try:
-        for name in arguments:
-            print(publish(name))
+        if len(arguments) == 2:
+            add(Path(arguments[0]), arguments[1])
+        elif arguments:
+            print(publish(arguments[0]))
         folder, readme = paths.reports_dir("published"), paths.ROOT / "README.md"
         results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
         made = {readme: with_table(readme.read_text(), results)}
