@@ -106,16 +106,6 @@ class OpenSquare(Transform):
         return TensorImage(torch.tensor(picture))
 
 
-class LabelOf(Transform):
-    """File of a picture of the split -> its label."""
-
-    def __init__(self, split: pd.DataFrame):
-        self.labels = dict(zip(split["path"].astype(str), split["label"]))
-
-    def encodes(self, file: (str, Path)) -> str:
-        return self.labels[str(file)]
-
-
 class Stain(RandTransform):
     """Another stain and exposure for every training image: each colour's optical density -log x
     times exp(spread z), plus 0.15 spread z' (z standard normal), as slides differ (after Tellez et
@@ -182,8 +172,9 @@ def dataloaders(split: pd.DataFrame, recipe: Recipe, device: str = "cpu") -> Dat
     """
     vocabulary = Categorize(vocab=recipe.classes, sort=False)
     rows = {part: split.index[split["part"] == part].tolist() for part in ("train", "valid")}
-    pipelines = [[OpenSquare(split, recipe)], [LabelOf(split), vocabulary]]
     files = [Path(file) for file in split["path"]]
+    label_of = dict(zip(files, split["label"])).get
+    pipelines = [[OpenSquare(split, recipe)], [lambda file: label_of(Path(file)), vocabulary]]
     pictures = Datasets(files, pipelines, splits=list(rows.values()))
     pictures.tls[0].types[0] = pictures.tls[1].types[0] = (str, Path)  # predict("file.jpg") too
     normalize = Normalize.from_stats(recipe.mean, recipe.std, cuda=False)

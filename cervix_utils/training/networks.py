@@ -64,9 +64,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from None
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         raise WeightsError(f"{file}: {broken[0]} is not finite (NaN or infinity): save it again")
-    return {
-        key: value.float() if value.is_floating_point() else value for key, value in state.items()
-    }
+    return {key: value.float() for key, value in state.items()}
 
 
 def initial_state(weights: str, architecture: str) -> dict[str, Tensor] | None:
