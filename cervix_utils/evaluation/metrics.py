@@ -34,7 +34,7 @@ class Metric:
     """A metric: words for people, and how its values (n_resamples,) follow from ``Answers``.
 
     ``needs``: what predictions must have for it: ``p`` (probabilities), ``grades`` (ordered
-    classes), ``bethesda`` (Herlev's grades). Without a formula it is computed elsewhere.
+    classes), ``bethesda`` (Herlev's grades). Those of one class have no formula of their own.
     """
 
     label: str
@@ -75,9 +75,6 @@ METRICS = {
     "binary_f1_macro": Metric("binary F1, macro", lambda a: macro_f1(a.binary), "grades"),
     "sensitivity": Metric("sensitivity", lambda a: recall(a.binary, 1), "grades"),
     "specificity": Metric("specificity", lambda a: recall(a.binary, 0), "grades"),
-    "ece": Metric("calibration error", lower_is_better=True),
-    "ece_classwise": Metric("calibration error, class by class", lower_is_better=True),
-    "overconfidence": Metric("confidence minus accuracy"),
 }
 
 
@@ -412,7 +409,7 @@ def measure(predictions: Frame, weights: Array | None = None, names=METRICS) -> 
     has["bethesda"] = LSIL in dataset.classes[1:2]
     values = {}
     for name in names:
-        if METRICS[name].formula and all(has[need] for need in METRICS[name].needs.split()):
+        if all(has[need] for need in METRICS[name].needs.split()):
             values[name] = METRICS[name].formula(answers)
     f1 = f1_per_class(answers.matrices)
     for index, name in enumerate(class_columns(predictions)):
@@ -439,7 +436,7 @@ def measure_together(parts: Sequence[Frame], n_boot: int, seed: int, names=METRI
 
 
 def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METRICS) -> Frame:
-    """fold, n_test, metric, value, low, high, dropped of one pipeline and protocol's test rows.
+    """metric, value, low, high, dropped, fold, n_test of one pipeline and protocol's test rows.
 
     With several folds also ``mean`` and ``pooled``. Limits are 95 % percentile limits over
     resampled groups; ``dropped``: see ``interval``.
@@ -451,16 +448,16 @@ def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METR
         values = list(drawn.values())
         drawn["mean"] = {name: np.mean([v[name] for v in values], axis=0) for name in values[0]}
         drawn["pooled"] = measure_together([pooled], n_boot, seed, names)[0]
-    rows = []
-    for fold, values in drawn.items():
-        place = {"fold": str(fold), "n_test": len(folds.get(fold, pooled))}
-        rows += [place | {"metric": name} | interval(values[name]) for name in values]
-    return pd.DataFrame(rows)
+    tables = [
+        tabulated(values).assign(fold=str(fold), n_test=len(folds.get(fold, pooled)))
+        for fold, values in drawn.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
-def intervals(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
+def intervals(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METRICS) -> Frame:
     """metric, value, low, high, dropped of the rows given, see ``over_folds``."""
-    return tabulated(*measure_together([predictions], n_boot, seed))
+    return tabulated(*measure_together([predictions], n_boot, seed, names))
 
 
 def published() -> Frame:

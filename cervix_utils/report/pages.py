@@ -30,6 +30,7 @@ from bs4 import BeautifulSoup, Tag
 
 from cervix_utils import paths
 from cervix_utils.data import datasets
+from cervix_utils.report import words
 from cervix_utils.report.words import known, label
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -157,8 +158,8 @@ def _in_words(table: Tag) -> None:
     for cell in table.select("th, td"):
         text = cell.get_text().strip()
         published = text == "paper" and cell.find_parent("thead") and "grouped" not in heads
-        if words := "published" if published else known(text):
-            cell.string = words
+        if spoken := "published" if published else known(text):
+            cell.string = spoken
         elif cell.name == "th" and re.fullmatch(r"[a-zA-Z0-9]+(_[a-zA-Z0-9]+)+", text):
             cell.string = label(text)
         elif text == "NaN":
@@ -285,8 +286,7 @@ def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame
         rows, dataset = results[results["task"] == task], datasets.get(task)
         networks = rows.loc[~comparison.is_reference(rows["pipeline"]), "pipeline"].unique()
         asked = [(task, name, metric) for name in networks for metric in SHOWN[dataset.ordered]]
-        table = comparison.side_by_side(rows, asked).set_index(keys)
-        table = table.loc[[number for number in asked if number in table.index]].reset_index()
+        table = comparison.side_by_side(rows, asked)
         table[keys] = table[keys].map(label)
         tables.append((dataset, table.drop(columns="task").rename(columns=label)))
     return tables
@@ -301,8 +301,8 @@ def _entry(page: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
     texts = {name: match[1] if match else "" for name, match in found.items()}
     for name in ("title", "question"):
         texts[name] = BeautifulSoup(texts[name], "html.parser").get_text().strip()
-    words = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
-    return {"file": page.name, "words": words, "seconds": seconds.get(page.stem), **texts}
+    link = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
+    return {"file": page.name, "words": link, "seconds": seconds.get(page.stem), **texts}
 
 
 def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
@@ -335,9 +335,13 @@ def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
     from cervix_utils.report import plots
 
     table, text = comparison.at_a_glance(results, metric), io.StringIO()
+    order = {name: place for place, name in enumerate(words.table())}
+    rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
     with plt.rc_context(plots.LOOK):
         figure, ax = plt.subplots(figsize=(7, 1.6 + 0.6 * table["pipeline"].nunique()))
-        plots.at_a_glance(ax, table, metric)
+        plots.with_intervals(ax, rows, "pipeline", "protocol")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        ax.set(xlabel=f"{label(metric)}, 95 % interval")
         figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
     numbers = [f"{label(row.protocol)} {row.value:.3f}" for row in table.itertuples()]
