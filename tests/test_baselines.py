@@ -266,7 +266,7 @@ def test_unknown_names_are_refused():
     split, known = made_up()
     with pytest.raises(ValueError, match="no features 'shape' of these images: sets are size, bac"):
         baselines.predict(split, known, "shape", "forest", 0)
-    with pytest.raises(ValueError, match="unknown baseline model 'tree': known are forest, logist"):
+    with pytest.raises(KeyError, match="tree"):
         baselines.predict(split, known, "size", "tree", 0)
 
 

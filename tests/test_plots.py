@@ -84,14 +84,6 @@ def test_every_number_of_a_confusion_matrix_can_be_read(ax):
     assert np.ptp(behind) > 0.4  # and shares can be told apart
 
 
-def test_losses_mark_the_epoch_that_is_kept(ax):
-    losses = {"train_loss": [3.0, 2, 1], "valid_loss": [3.0, 1, 2]}
-    plots.losses(ax, pd.DataFrame({"epoch": [1, 2, 3], **losses}), kept=2)
-    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[3, 2, 1], [3, 1, 2]]
-    assert list(ax.lines[2].get_xdata()) == [2, 2]
-    assert ax.get_legend_handles_labels()[1] == ["training loss", "validation loss", "kept"]
-
-
 def test_intervals_are_drawn_where_they_are(ax):
     table = pd.DataFrame({"value": [0.5, 0.8], "low": [0.4, 0.7], "high": [0.7, 0.9]})
     plots.with_intervals(ax, table.assign(name=["auc_mean", "mse"]), "name")
@@ -170,17 +162,6 @@ def test_reliability_draws_bins_larger_where_more_images_are(ax):
     assert to_hex(points.get_facecolor()[0][:3]) == to_hex(line.get_color())
     labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_title()
     assert labels == ("confidence", "accuracy", "a title")
-
-
-def test_every_risk_coverage_curve_is_in_view(ax):
-    for error in (0.1, 0.9):
-        curve = pd.DataFrame({"coverage": [0.5, 1], "error": [0, error]})
-        plots.risk_coverage(ax, curve, str(error))
-    low, high = ax.get_ylim()
-    assert all(low <= min(line.get_ydata()) <= max(line.get_ydata()) <= high for line in ax.lines)
-    assert [line.get_label() for line in ax.lines] == ["0.1", "0.9"]
-    assert ax.lines[0].get_drawstyle() == "steps-pre"
-    assert to_hex(ax.lines[0].get_color()) != to_hex(ax.lines[1].get_color())
 
 
 # Maps on images
@@ -361,8 +342,7 @@ def test_the_same_figure_gives_the_same_svg_with_its_text_as_text(styled, grid):
     drawn = []
     for _ in range(2):
         axes = grid(1, 1)
-        plots.losses(axes[0, 0], pd.DataFrame({"epoch": [1, 2], "train_loss": [2, 1.0],
-                                               "valid_loss": [2, 1.5]}), 1, "a title")  # fmt: skip
+        plots.confusion(axes[0, 0], predictions([0, 1, 2], [0, 1, 1]), "a title")
         text = io.StringIO()
         axes[0, 0].figure.savefig(text, format="svg", metadata={"Date": None})
         drawn.append(text.getvalue())

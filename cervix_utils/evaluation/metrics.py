@@ -45,7 +45,7 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("accuracy", lambda a: accuracy(a.matrices)),
-    "f1_macro": Metric("F1, macro", lambda a: macro_f1(a.matrices)),
+    "f1_macro": Metric("F1, macro", lambda a: f1(a.matrices).mean(axis=1)),
     "f1_weighted": Metric("F1, weighted", lambda a: weighted_f1(a.matrices)),
     "f1_micro": Metric("F1, micro", lambda a: accuracy(a.matrices)),
     "log_loss": Metric("log-loss", lambda a: a.mean(-np.log(a.share)), "p", True),
@@ -62,7 +62,7 @@ METRICS = {
     "kendall_tau": Metric("Kendall tau", lambda a: tau_b(a.true, a.score, a.weights), "grades"),
     "kappa_quadratic": Metric("quadratic kappa", lambda a: quadratic_kappa(a.matrices), "grades"),
     "bethesda_accuracy": Metric("Bethesda accuracy", lambda a: accuracy(a.bethesda), "bethesda"),
-    "bethesda_f1_macro": Metric("Bethesda F1", lambda a: macro_f1(a.bethesda), "bethesda"),
+    "bethesda_f1_macro": Metric("Bethesda F1", lambda a: f1(a.bethesda).mean(axis=1), "bethesda"),
     "hsil_sensitivity": Metric("HSIL sensitivity", lambda a: recall(a.bethesda, 2), "bethesda"),
     "sensitivity_at_specificity_90": Metric(
         "sensitivity at specificity 0.90", lambda a: sensitivity_at(0.9, *a.call), "grades"
@@ -71,8 +71,8 @@ METRICS = {
         "specificity at sensitivity 0.95", lambda a: sensitivity_at(0.95, *a.clear), "grades"
     ),
     "binary_accuracy": Metric("binary accuracy", lambda a: accuracy(a.binary), "grades"),
-    "binary_f1": Metric("binary F1", lambda a: f1_per_class(a.binary)[:, 1], "grades"),
-    "binary_f1_macro": Metric("binary F1, macro", lambda a: macro_f1(a.binary), "grades"),
+    "binary_f1": Metric("binary F1", lambda a: f1(a.binary)[:, 1], "grades"),
+    "binary_f1_macro": Metric("binary F1, macro", lambda a: f1(a.binary).mean(axis=1), "grades"),
     "sensitivity": Metric("sensitivity", lambda a: recall(a.binary, 1), "grades"),
     "specificity": Metric("specificity", lambda a: recall(a.binary, 0), "grades"),
 }
@@ -259,22 +259,16 @@ def recall(matrices: Array, k: int) -> Array:
     return ratio(matrices[:, k, k], matrices[:, k].sum(axis=1))
 
 
-def f1_per_class(matrices: Array) -> Array:
+def f1(matrices: Array) -> Array:
     """F1 (n_resamples, k); 0 where a class is neither there nor predicted, as in scikit-learn."""
     hit = np.diagonal(matrices, axis1=1, axis2=2)
     size = matrices.sum(axis=1) + matrices.sum(axis=2)
     return 2 * hit / np.where(size > 0, size, 1)
 
 
-def macro_f1(matrices: Array) -> Array:
-    """Mean over classes of ``f1_per_class``."""
-    return f1_per_class(matrices).mean(axis=1)
-
-
 def weighted_f1(matrices: Array) -> Array:
     """Mean over images of the F1 of their class."""
-    f1, support = f1_per_class(matrices), matrices.sum(axis=2)
-    return (f1 * support).sum(axis=1) / support.sum(axis=1)
+    return np.average(f1(matrices), axis=1, weights=matrices.sum(axis=2))
 
 
 def quadratic_kappa(matrices: Array) -> Array:
@@ -293,11 +287,8 @@ def in_order(values: Array, others: Array) -> Array:
 
 def auc(positive: Array, score: Array, weights: Array) -> Array:
     """Area under the ROC curve: share of (positive, negative) pairs in order, ties half."""
-    up, down, order = weights[:, positive], weights[:, ~positive], np.argsort(score[~positive])
-    below, ranked = down[:, order].cumsum(axis=1), score[~positive][order]
-    below = np.pad(below, ((0, 0), (1, 0)))  # weight of the lowest k negatives
-    places = [np.searchsorted(ranked, score[positive], side) for side in ("left", "right")]
-    pairs = sum(np.einsum("bi,bi->b", up, below[:, place]) for place in places) / 2
+    up, down = weights[:, positive], weights[:, ~positive]
+    pairs = ((up @ in_order(score[positive], score[~positive])) * down).sum(axis=1)
     return ratio(pairs, up.sum(axis=1) * down.sum(axis=1))
 
 
@@ -411,9 +402,9 @@ def measure(predictions: Frame, weights: Array | None = None, names=METRICS) -> 
     for name in names:
         if all(has[need] for need in METRICS[name].needs.split()):
             values[name] = METRICS[name].formula(answers)
-    f1 = f1_per_class(answers.matrices)
+    of_classes = f1(answers.matrices)
     for index, name in enumerate(class_columns(predictions)):
-        values[f"f1_{name}"], values[f"auc_{name}"] = f1[:, index], answers.aucs[index]
+        values[f"f1_{name}"], values[f"auc_{name}"] = of_classes[:, index], answers.aucs[index]
     return values
 
 

@@ -111,12 +111,10 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _prepare(notebook: Any) -> bool:
-    """Label parameters, cut absolute paths in them and in messages; whether a cell failed."""
+    """Cut absolute paths in parameters and in messages; whether a cell failed."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    labels = {"injected-parameters": "Parameters of this run", "parameters": "Parameters"}
     for cell in cells:
-        for tag in labels.keys() & cell.metadata.get("tags", []):
-            cell.metadata["report_label"] = labels[tag]
+        if {"parameters", "injected-parameters"} & {*cell.metadata.get("tags", [])}:
             quoted = r"([\"'])(.*?)\1"
             cell.source = re.sub(quoted, lambda m: m[1] + paths.public(m[2]) + m[1], cell.source)
         cell.outputs.sort(key=lambda output: output.get("name") == "stderr")  # below all others

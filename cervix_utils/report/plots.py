@@ -70,16 +70,6 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
     return ax
 
 
-def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> None:
-    """Training and validation loss per epoch; dashed: the epoch whose weights are kept."""
-    for part, line in history.filter(like="_loss").dropna(axis=1, how="all").items():
-        ax.plot(history["epoch"], line, "o-", label=label(part), markersize=4)
-    ax.axvline(kept, label="kept", **DASHED)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False)
-    ax.set(xlabel="epoch", ylabel="loss", title=title)
-
-
 def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=False) -> Axes:
     """Distribution of a column by class (column ``label``); what is not finite is left out.
 
@@ -123,14 +113,6 @@ def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Ax
     ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.set(xlabel="confidence", ylabel="accuracy", title=title)
     return ax
-
-
-def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> None:
-    """Error among the images kept, surest first (``calibration.risk_coverage``)."""
-    look = {"linewidth": 1.2, "label": label(name), "color": look_of(name, len(ax.lines))["color"]}
-    ax.step(curve["coverage"], curve["error"], where="pre", **look)
-    ax.set(xlim=(0, 1), ylim=(0, 1), title=title)
-    ax.set(xlabel="share of images kept", ylabel="error among them")
 
 
 def _picture(ax: Axes, image: Array, title: str = "", **look) -> None:
