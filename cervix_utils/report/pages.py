@@ -268,11 +268,10 @@ def write_run_json(folder: Path, settings: Mapping, data: Mapping, stems: Sequen
 
 def run_folders(report_dir: Path, task: str) -> list[Path]:
     """Folders of the runs whose predictions a report holds, one a network."""
-    columns = {"usecols": ["pipeline", "run"], "dtype": str, "keep_default_na": False}
     files = sorted((report_dir / "predictions").glob(f"{task}-*.csv"))
-    rows = pd.concat([pd.read_csv(file, **columns) for file in files]).drop_duplicates()
-    folder = report_dir / "runs" / task
-    return [folder / row.pipeline / row.run for row in rows.itertuples() if row.run]
+    rows = pd.concat([pd.read_csv(file, dtype=str).dropna(subset="run") for file in files])
+    places = rows[["pipeline", "run"]].drop_duplicates().itertuples(index=False)
+    return [report_dir / "runs" / Path(task, *place) for place in places]
 
 
 def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame]]:
