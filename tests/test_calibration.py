@@ -20,7 +20,7 @@ from cervix_utils.data import datasets
 from cervix_utils.evaluation import calibration, metrics
 from cervix_utils.evaluation.calibration import BY_GROUP, EVERY
 
-NAMES = ["ece", "ece_classwise", "brier", "log_loss", "overconfidence"]
+NAMES = ["ece", "ece_classwise", "overconfidence"]
 pair = test_metrics.pair  # a data set of two classes
 
 
@@ -65,18 +65,13 @@ def test_errors_equal_torchmetrics(seed, classes, bins):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_scores_equal_their_slow_twins_and_metrics_measure(classes):
+def test_overconfidence_is_confidence_minus_accuracy(classes):
     predictions = forecast(4, 80, 1.3, classes)
     found, names = measured(predictions), naive.class_names(predictions)
     assert list(found) == NAMES
-    brier = 0
-    for _, row in predictions.iterrows():
-        brier += sum((row[f"p_{name}"] - (row["label"] == name)) ** 2 for name in names) / 80
-    assert found["brier"] == pytest.approx(brier, abs=1e-12)
-    other = metrics.measure(predictions)
-    assert found["log_loss"] == pytest.approx(other["log_loss"][0], abs=1e-12)
     confidence = predictions[[f"p_{name}" for name in names]].max(axis=1).mean()
-    assert found["overconfidence"] == pytest.approx(confidence - other["accuracy"][0], abs=1e-12)
+    accuracy = metrics.measure(predictions)["accuracy"][0]
+    assert found["overconfidence"] == pytest.approx(confidence - accuracy, abs=1e-12)
 
 
 def test_weights_are_the_same_as_repeated_rows():
@@ -94,13 +89,10 @@ def test_limits_perfect_worst_and_undecided():
     label = np.repeat(range(5), 4)
     assert measured(table(label, np.eye(5)[label])) == dict.fromkeys(NAMES, 0)
     worst = measured(table(label, np.eye(5)[(label + 1) % 5]))
-    assert (worst["ece"], worst["overconfidence"], worst["brier"]) == (1, 1, 2)
+    assert (worst["ece"], worst["overconfidence"]) == (1, 1)
     assert worst["ece_classwise"] == pytest.approx(0.4)
-    assert worst["log_loss"] == pytest.approx(-np.log(2.0**-23))
     undecided = measured(table(label, np.full((20, 5), 0.2)))
     assert undecided["ece"] == pytest.approx(0) and undecided["ece_classwise"] == pytest.approx(0)
-    assert undecided["log_loss"] == pytest.approx(np.log(5))
-    assert undecided["brier"] == pytest.approx(0.8)
 
 
 def test_a_missing_class_is_no_obstacle():
@@ -115,23 +107,23 @@ def test_a_missing_class_is_no_obstacle():
 def test_bins_hold_their_lower_edge_and_the_last_one_its_upper():
     values = np.array([0, 0.0999999, 0.1, 0.3, 0.6, 0.7, 0.9, 1])
     places = calibration.in_bins(values, 10)
-    assert places.argmax(axis=1).tolist() == [0, 0, 1, 3, 6, 7, 9, 9]
-    assert (places.sum(axis=1) == 1).all()
+    assert places.tolist() == [0, 0, 1, 3, 6, 7, 9, 9]
 
 
 def test_reliability_adds_up_to_the_calibration_error():
     predictions = forecast(6, 150, 2)
     found = calibration.reliability(predictions)
-    empty = found["count"] == 0
-    assert len(found) == 10 and found["count"].sum() == 150
-    assert empty.any() and found.loc[empty, "accuracy"].isna().all()
-    filled = found[~empty]
-    assert filled["confidence"].between(filled["low"], filled["high"]).all()
-    gaps = (filled["confidence"] - filled["accuracy"]).abs()
-    assert (gaps * filled["count"]).sum() / 150 == pytest.approx(measured(predictions)["ece"])
+    assert len(found) < 10 and found["count"].sum() == 150 and (found["count"] > 0).all()
+    assert found["confidence"].between(found.index / 10, (found.index + 1) / 10).all()
+    gaps = (found["confidence"] - found["accuracy"]).abs()
+    assert (gaps * found["count"]).sum() / 150 == pytest.approx(measured(predictions)["ece"])
 
 
 # Temperature
+
+
+def log_loss(predictions) -> float:
+    return metrics.measure(predictions, names=["log_loss"])["log_loss"][0]
 
 
 @pytest.mark.parametrize("sharpen", [0.5, 1.0, 3.0])
@@ -142,8 +134,9 @@ def test_temperature_finds_what_was_sharpened_and_looks_at_the_valid_part_alone(
     found = calibration.temperature(both)
     assert found == pytest.approx(sharpen, rel=0.1) and found == calibration.temperature(valid)
     grid = np.geomspace(0.1, 10, 60)
-    losses = [measured(calibration.scaled(valid, t))["log_loss"] for t in grid]
-    assert measured(calibration.scaled(valid, found))["log_loss"] <= min(losses) + 1e-9
+    losses = [log_loss(calibration.scaled(valid, t)) for t in grid]
+    lowest = log_loss(calibration.scaled(valid, found))
+    assert lowest <= min(losses) + 1e-9
 
 
 def test_temperature_stays_within_its_bounds_on_separable_data():
@@ -218,8 +211,8 @@ def test_intervals_know_about_groups_and_chance_about_calibration():
     widths = []
     for groups in (copied["group"], [f"g{i}" for i in range(900)]):
         found = calibration.calibration(copied.assign(group=groups), 400)
-        brier = found.set_index("metric").loc["brier"]
-        widths.append(brier["high"] - brier["low"])
+        sure = found.set_index("metric").loc["overconfidence"]
+        widths.append(sure["high"] - sure["low"])
     assert widths[0] / widths[1] == pytest.approx(3, rel=0.25)
 
 
@@ -324,10 +317,6 @@ def regressed(seed, n_valid=60, n_test=200) -> pd.DataFrame:
     return table(label, score=rng.normal(label + 1, 0.8), part=part)
 
 
-def every_kind(predictions, level, seed=0, kinds=("contiguous", "lac")):
-    return {kind: calibration.prediction_sets(predictions, kind, level, seed) for kind in kinds}
-
-
 def the_test_part(predictions) -> pd.DataFrame:
     return predictions[predictions["part"] == "test"].reset_index(drop=True)
 
@@ -343,19 +332,17 @@ def test_one_image_of_each_valid_group_is_drawn_at_random():
     pd.testing.assert_frame_equal(drawn[3], calibration.one_a_group(predictions, 3))
 
 
-@pytest.mark.parametrize(
-    ("kind", "level"), [("lac", 0.9), ("lac", 0.8), ("contiguous", 0.9), ("regression", 0.9)]
-)
-def test_coverage_reaches_its_level_on_exchangeable_groups(kind, level):
-    hits, name = [], "contiguous" if kind == "regression" else kind
+@pytest.mark.parametrize("kind", ["probabilities", "regression"])
+def test_coverage_reaches_its_level_on_exchangeable_groups(kind):
+    hits, level = [], 0.9
     for seed in range(80):
         pairs = parts(seed, 39, 100, size=2)
         predictions = regressed(seed, 39, 100) if kind == "regression" else pairs
-        sets = calibration.prediction_sets(predictions, name, level, seed)
+        sets = calibration.prediction_sets(predictions, level, seed)
         hits.append(sets[np.arange(100), metrics.true_class(the_test_part(predictions))].mean())
     error = np.std(hits) / np.sqrt(len(hits))
     assert np.mean(hits) > level - 3 * error
-    if kind in ("lac", "regression"):  # contiguous sets are larger than need be
+    if kind == "regression":  # sets from probabilities are larger than need be
         assert np.mean(hits) < level + 1 / 40 + 3 * error
 
 
@@ -365,17 +352,16 @@ def test_copies_in_calibration_promise_no_more_as_one_image_a_group_is_drawn():
     valid = predictions[predictions["part"] == "valid"]
     copies = [valid.assign(id=valid["id"] + f"-{i}") for i in range(6)]
     copied = pd.concat([*copies, the_test_part(predictions)], ignore_index=True)
-    once, again = (every_kind(each, 0.9) for each in (predictions, copied))
-    for kind in once:
-        assert (once[kind] == again[kind]).all(), kind
+    once, again = (calibration.prediction_sets(each, 0.9, 0) for each in (predictions, copied))
+    assert (once == again).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_contiguous_sets_are_never_empty_and_grow_with_the_level(seed):
+def test_sets_are_contiguous_never_empty_and_grow_with_the_level(seed):
     for predictions in (parts(seed), parts(seed, classes=3), regressed(seed)):
         last = None
         for level in (0.51, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99):
-            found = calibration.prediction_sets(predictions, "contiguous", level, seed)
+            found = calibration.prediction_sets(predictions, level, seed)
             edges = np.abs(np.diff(np.pad(found, ((0, 0), (1, 1))).astype(int), axis=1))
             assert found.dtype == bool and (edges.sum(axis=1) == 2).all()  # one way in, one out
             called = metrics.predicted_class(the_test_part(predictions))
@@ -409,24 +395,18 @@ def test_distance_of_a_score_is_in_grades():
     np.testing.assert_allclose(found, [[1.2, 0.2, 0.8, 1.8, 2.8], [5, 4, 3, 2, 1]])
 
 
-def test_lac_is_the_split_conformal_quantile_by_hand():
-    predictions = parts(8, 49, 80)
-    valid, rest = predictions[predictions["part"] == "valid"], the_test_part(predictions)
-    given = [row[f"p_{row['label']}"] for _, row in valid.iterrows()]
-    limit = sorted(1 - p for p in given)[int(np.ceil(50 * 0.9)) - 1]
-    expected = 1 - metrics.probabilities(rest) <= limit + 1e-6
-    assert (calibration.prediction_sets(predictions, "lac", 0.9, 0) == expected).all()
-
-
 @pytest.mark.parametrize(("n", "level"), [(30, 0.9), (49, 0.8), (60, 0.95)])
-def test_lac_is_that_of_mapie(n, level):
+def test_the_limit_is_the_split_conformal_quantile_by_hand_and_that_of_mapie(n, level):
     predictions = parts(n, n, 300)
     valid, rest = predictions[predictions["part"] == "valid"], the_test_part(predictions)
+    scores = [1 - row[f"p_{row['label']}"] for _, row in valid.iterrows()]
+    limit = calibration.limit(np.array(scores), level)
+    assert limit == sorted(scores)[int(np.ceil((n + 1) * level)) - 1]
     fitted = SimpleNamespace(predict_proba=lambda p: p, classes_=np.arange(5))
     mapie = SplitConformalClassifier(fitted, confidence_level=level, conformity_score="lac")
     mapie.conformalize(metrics.probabilities(valid), metrics.true_class(valid))
     expected = mapie.predict_set(metrics.probabilities(rest))[1][:, :, 0]
-    assert (calibration.prediction_sets(predictions, "lac", level, 0) == expected).all()
+    assert (expected == (1 - metrics.probabilities(rest) <= limit)).all()
 
 
 REACHED = [(9, 0.9), (4, 0.8), (19, 0.95)]
@@ -436,14 +416,9 @@ MISSED = [(8, 0.9), (3, 0.8), (18, 0.95), (1, 0.9)]
 @pytest.mark.parametrize(("n", "level"), REACHED + MISSED)
 def test_too_few_groups_get_all_classes_and_are_told_apart(n, level):
     reached = (n, level) in REACHED
-    assert calibration.reachable(n, level) is reached
-    predictions = parts(1, n, 30, sharpen=4)
-    for kind, found in every_kind(predictions, level).items():
-        assert found.shape == (30, 5) and found.dtype == bool
-        if not reached:
-            assert found.all(), kind
-    contiguous = calibration.prediction_sets(predictions, "contiguous", level, 0)
-    assert contiguous.all() != reached
+    found = calibration.prediction_sets(parts(1, n, 30, sharpen=4), level, 0)
+    assert found.shape == (30, 5) and found.dtype == bool
+    assert found.all() != reached
     low, high = calibration.by_chance(n, level)
     assert (low < level < high) if reached else low == high == 1
 
@@ -460,42 +435,37 @@ def test_one_answer_for_all_still_covers():
     """Certain and mostly wrong: a probability of 0 rules no class out."""
     label, part = np.arange(80) % 5, ["valid"] * 40 + ["test"] * 40
     wrong = table(label, np.tile(np.eye(5)[2], (80, 1)), part=part)
-    for kind, found in every_kind(wrong, 0.9).items():
-        assert found.all(), kind
+    assert calibration.prediction_sets(wrong, 0.9, 0).all()
     perfect = table(label, np.eye(5)[label], part=part)
-    for kind, found in every_kind(perfect, 0.9).items():
-        assert found.sum(axis=1).max() == 1, kind
+    assert calibration.prediction_sets(perfect, 0.9, 0).sum(axis=1).max() == 1
 
 
 def test_a_class_missing_from_calibration_is_allowed():
     p = np.random.default_rng(0).dirichlet(np.ones(5), 30)
     valid = table(np.repeat([0, 1, 2], 10), p, part="valid")
     predictions = pd.concat([valid, forecast(1, 20)], ignore_index=True)
-    for found in every_kind(predictions, 0.9).values():
-        assert found.shape == (20, 5)
+    assert calibration.prediction_sets(predictions, 0.9, 0).shape == (20, 5)
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="no probabilities"):
-        calibration.prediction_sets(regressed(0), "lac", 0.9, 0)
     with pytest.raises(ValueError, match="no valid or inner part"):
-        calibration.prediction_sets(the_test_part(parts(0)), "contiguous", 0.9, 0)
+        calibration.prediction_sets(the_test_part(parts(0)), 0.9, 0)
     for level in (0, 1, 1.5):
         with pytest.raises(ValueError, match="between 0 and 1"):
-            calibration.prediction_sets(parts(0), "contiguous", level, 0)
+            calibration.prediction_sets(parts(0), level, 0)
 
 
 def test_coverage_counts_images_groups_and_classes():
     predictions = table([0, 0, 0, 1], np.full((4, 5), 0.2), groups=[0, 0, 0, 1])
     sets = np.zeros((4, 5), dtype=bool)
     sets[:3, 0], sets[3, 2:] = True, True
-    found = calibration.coverage(sets, predictions, 0.9, 200, 0).set_index(["of", "measure"])
+    found = calibration.coverage(sets, predictions, 200, 0).set_index(["of", "measure"])
     names = (EVERY, BY_GROUP, "normal", "light_dysplastic")
     values = [found.loc[(name, "coverage"), "value"] for name in names]
     assert values == [0.75, 0.5, 1.0, 0.0]
     assert found.loc[(EVERY, "size"), "value"] == 1.5
     assert found.loc[(BY_GROUP, "size"), "value"] == 2
-    assert found.loc[("normal", "coverage"), "images"] == 3 and (found["nominal"] == 0.9).all()
+    assert found.loc[("normal", "coverage"), "images"] == 3
     never = found.loc["carcinoma_in_situ", ["value", "low", "high"]]
     assert never.isna().all(axis=None)
     limits = found.loc[(EVERY, "coverage"), ["low", "high"]].tolist()
@@ -506,38 +476,35 @@ def test_coverage_intervals_are_binomial_for_lone_images_and_wider_for_groups():
     hit = np.random.default_rng(2).random(400) < 0.9
     alone = table(np.zeros(400, dtype=int), np.full((400, 5), 0.2))
     sets = np.eye(5, dtype=bool)[np.where(hit, 0, 1)]
-    row = calibration.coverage(sets, alone, 0.9, 1000, 0).iloc[0]
+    row = calibration.coverage(sets, alone, 1000, 0).iloc[0]
     width, p = row["high"] - row["low"], hit.mean()
     assert row["value"] == p
     assert width == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 400), rel=0.12)
     copied = pd.concat([alone] * 4)
-    again = calibration.coverage(np.concatenate([sets] * 4), copied, 0.9, 1000, 0).iloc[0]
+    again = calibration.coverage(np.concatenate([sets] * 4), copied, 1000, 0).iloc[0]
     assert again["high"] - again["low"] == pytest.approx(width, rel=0.1)
 
 
-def test_every_network_gets_the_kinds_of_sets_that_its_answers_allow(pair):
+def test_every_network_gets_sets_over_its_folds():
     one = [parts(seed, 20 + seed, 30).assign(fold=seed) for seed in range(2)]
     other = regressed(0, 20, 30).assign(pipeline="regression")
     found = calibration.covered(pd.concat([*one, other], ignore_index=True), 0.9, 50)
-    kinds = found.groupby("pipeline")["sets"].unique().map(list).to_dict()
-    assert kinds == {"combined": ["lac", "contiguous"], "regression": ["contiguous"]}
+    assert list(found["pipeline"].unique()) == ["combined", "regression"]
     assert (found["groups"] == 20).all() and set(found["protocol"]) == {"paper"}
-    lac = found[(found["sets"] == "lac") & (found["measure"] == "coverage")].iloc[0]
     hits = []
     for fold in one:
-        sets = calibration.prediction_sets(fold, "lac", 0.9, 0)
+        sets = calibration.prediction_sets(fold, 0.9, 0)
         hits.append(sets[np.arange(30), metrics.true_class(the_test_part(fold))].mean())
-    assert lac["value"] == pytest.approx(np.mean(hits)) and lac["images"] == 60
-    two = calibration.covered(parts(0, 20, 30, classes=2), 0.9, 20)
-    assert list(two["sets"].unique()) == ["lac", "contiguous"]
+    first = found.query("pipeline == 'combined' and measure == 'coverage'").iloc[0]
+    assert first["value"] == pytest.approx(np.mean(hits)) and first["images"] == 60
 
 
 def judged(hits: np.ndarray, groups: np.ndarray, n: int = 30) -> pd.DataFrame:
-    """``covered`` of one kind of sets that hold the reference standard of the images ``hits``."""
+    """``covered`` of sets that hold the reference standard of the images ``hits``."""
     predictions = table(np.zeros(len(hits), dtype=int), np.full((len(hits), 5), 0.2), groups=groups)
     sets = np.eye(5, dtype=bool)[np.where(hits, 0, 1)]
-    place = {"task": "herlev", "pipeline": "combined", "protocol": "grouped", "sets": "lac"}
-    return calibration.coverage(sets, predictions, 0.9, 400, 0).assign(**place, groups=n)
+    place = {"task": "herlev", "pipeline": "combined", "protocol": "grouped"}
+    return calibration.coverage(sets, predictions, 400, 0).assign(**place, groups=n)
 
 
 def test_the_verdict_is_on_one_image_a_group_which_is_what_is_promised():
@@ -546,11 +513,8 @@ def test_the_verdict_is_on_one_image_a_group_which_is_what_is_promised():
     found = judged(np.repeat(sizes == 1, sizes), np.repeat(np.arange(300), sizes))
     rows = found[found["measure"] == "coverage"].set_index("of")
     assert rows.loc[EVERY, "high"] < 0.9 < rows.loc[BY_GROUP, "value"]
-    said = calibration.do_they_hold(found)
-    assert (
-        "is **held**: " in said
-        and "for 0 of 1 kinds of sets (lowest: lac of combined 0.920" in said
-    )
+    said = calibration.do_they_hold(found, 0.9)
+    assert "is **held**: " in said and "for 0 of 1 networks (lowest: combined 0.920" in said
 
 
 def test_sets_that_fail_by_group_are_named_and_too_few_groups_promise_nothing():
@@ -559,8 +523,8 @@ def test_sets_that_fail_by_group_are_named_and_too_few_groups_promise_nothing():
     found = judged(np.repeat(sizes > 1, sizes), np.repeat(np.arange(300), sizes))
     rows = found[found["measure"] == "coverage"].set_index("of")
     assert rows.loc[EVERY, "low"] > 0.9 > rows.loc[BY_GROUP, "high"]
-    good = judged(np.ones(50, dtype=bool), np.arange(50)).assign(sets="contiguous")
-    said = calibration.do_they_hold(pd.concat([found, good]))
-    assert "**not held by lac of combined 0.667 (" in said and "for 1 of 2 kinds of sets" in said
-    said = calibration.do_they_hold(good.assign(groups=8))
+    good = judged(np.ones(50, dtype=bool), np.arange(50)).assign(pipeline="corn")
+    said = calibration.do_they_hold(pd.concat([found, good]), 0.9)
+    assert "**not held by combined 0.667 (" in said and "for 1 of 2 networks" in said
+    said = calibration.do_they_hold(good.assign(groups=8), 0.9)
     assert said == "8 calibration groups are too few to promise 0.9: sets hold all classes."

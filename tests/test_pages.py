@@ -401,10 +401,10 @@ def test_every_name_has_words_for_people(name, words):
 
 
 def test_raw_names_in_a_sentence_are_spelled_out_and_nothing_else():
-    text = "**sgd** and combined_seed1 beat logistic regression; lac of modern 0.9 (0.1 to 1.0)."
+    text = "**sgd** and combined_seed1 beat logistic regression; modern 0.9 (0.1 to 1.0)."
     assert words.spelled(text) == (
         "**paper C as written** and classification + regression, seed 1 beat logistic regression; "
-        "smallest sets of modern recipe 0.9 (0.1 to 1.0)."
+        "modern recipe 0.9 (0.1 to 1.0)."
     )
 
 

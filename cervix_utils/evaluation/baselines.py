@@ -1,7 +1,5 @@
 """What is known without a network: plain classifiers on hand-made features; and averages."""
 
-import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,9 +26,12 @@ MODELS = {"forest": "random forest", "logistic": "logistic regression"}
 # Sets of features: the prefix of their columns (all: every column), and words for people
 SETS = {"size": "image size", "background": "border colour", "masks": "mask areas"}
 SETS["all"] = "all features"
-# Members of averages: fixed beforehand, so that nothing is chosen on a test part
-AVERAGED = r"(classification|combined)(_seed\d+)?"  # networks, from one or several seeds
-AVERAGED_BASELINE = f"{BASELINE}all_logistic"
+# Members of averages, from one or several seeds: fixed beforehand, nothing is chosen on a test part
+NETWORKS = {"classification", "combined"}
+AVERAGES = {
+    "average_of_networks": NETWORKS,
+    "average_with_baseline": NETWORKS | {f"{BASELINE}all_logistic"},
+}
 SHAPE = ["area", "perimeter", "eccentricity", "solidity", "extent"]
 SHAPE += ["axis_major_length", "axis_minor_length"]
 SIDE = 256  # pixels, longer side at which photographs are described: they differ in magnification
@@ -151,8 +152,6 @@ def classifier(model: str, seed: int) -> Pipeline:
         "logistic": [StandardScaler(), LogisticRegression(max_iter=5000)],
         "priors": [DummyClassifier(strategy="prior")],
     }
-    if model not in steps:
-        raise ValueError(f"unknown baseline model '{model}': known are {', '.join(steps)}")
     return make_pipeline(SimpleImputer(keep_empty_features=True), *steps[model])
 
 
@@ -183,33 +182,28 @@ def all_of(split: Frame, seed: int) -> Frame:
     return pd.concat([priors, *others], ignore_index=True)
 
 
-def average(members: Sequence[Frame], pipeline: str) -> Frame:
+def average(members: Frame, pipeline: str) -> Frame:
     """Predictions that are the mean of the members' probabilities, on the same images of one fold.
 
-    Raises ValueError where the images differ or a member has no probabilities.
+    ``members``: predictions of several pipelines. Raises ValueError where the images differ or a
+    member has no probabilities.
     """
-    first, *others = (member.set_index("id", drop=False) for member in members)
-    for member in (first, *others):
-        if not metrics.has_probabilities(member) or set(member.index) != set(first.index):
-            raise ValueError("only probabilities of the same images of one fold can be averaged")
-    p = [metrics.probabilities(member.loc[first.index]) for member in (first, *others)]
-    return metrics.as_predictions(first.assign(pipeline=pipeline, run=""), sum(p) / len(p))
+    images = members.groupby("id")
+    alike = (images.size() == members["pipeline"].nunique()).all()
+    if not (alike and metrics.has_probabilities(members)):
+        raise ValueError("only probabilities of the same images of one fold can be averaged")
+    rows = members.drop_duplicates("id").assign(pipeline=pipeline, run="")
+    p = images[list(members.filter(regex="^p_"))].mean()
+    return metrics.as_predictions(rows, p.loc[rows["id"]].to_numpy())
 
 
 def averages(predictions: Frame) -> Frame:
-    """Test rows of the average of networks, and of them with a baseline, by protocol and fold.
-
-    Members: pipelines named AVERAGED, if classification and combined are both there.
-    """
+    """Test rows of the AVERAGES, by protocol and fold, of which all members are there."""
     tests = predictions[predictions["part"] == "test"]
-    made = [tests[:0]]
+    tests = tests.assign(member=tests["pipeline"].str.replace(r"_seed\d+$", "", regex=True))
+    made = [predictions[:0]]
     for _, rows in tests.groupby(["protocol", "fold"]):
-        tables = dict(list(rows.groupby("pipeline")))
-        members = [tables[name] for name in tables if re.fullmatch(AVERAGED, name)]
-        if not tables.keys() >= {"classification", "combined"}:
-            continue
-        made.append(average(members, "average_of_networks"))
-        if AVERAGED_BASELINE in tables:
-            both = [*members, tables[AVERAGED_BASELINE]]
-            made.append(average(both, "average_with_baseline"))
+        for name, members in AVERAGES.items():
+            if members <= set(rows["pipeline"]):
+                made.append(average(rows[rows["member"].isin(members)], name))
     return pd.concat(made, ignore_index=True)

@@ -72,9 +72,8 @@ def rescaled(predictions: Frame) -> Frame:
 
 
 def in_bins(confidence: Array, bins: int) -> Array:
-    """One-hot bin (n, bins) of values in 0..1; one on an edge lies above it, 1 in the last bin."""
-    edges = np.arange(1, bins) / bins
-    return np.eye(bins)[np.searchsorted(edges, confidence, side="right")]
+    """Bin 0..bins - 1 of values (n,) in 0..1; one on an edge lies above it, 1 in the last bin."""
+    return np.searchsorted(np.arange(1, bins) / bins, confidence, side="right")
 
 
 def measure(p: Array, true: Array, weights: Array | None = None, bins: int = 10) -> Values:
@@ -82,30 +81,24 @@ def measure(p: Array, true: Array, weights: Array | None = None, bins: int = 10)
 
     ``ece``: mean gap between confidence and accuracy over bins of the largest probability (Guo et
     al. 2017). ``ece_classwise``: the same for the probability of each class, mean over classes
-    (Kull et al. 2019). ``brier``: 0..2. ``log_loss``: nats. ``overconfidence``: mean largest
-    probability minus accuracy, -1..1, the only one with a sign and without a bias.
+    (Kull et al. 2019). ``overconfidence``: mean largest probability minus accuracy, -1..1, the only
+    one with a sign and without a bias.
     """
     true, weights = np.atleast_2d(true), np.ones((1, len(p))) if weights is None else weights
-    given = np.take_along_axis(p[None], true[:, :, None], axis=2)[:, :, 0]
     top, hit = p.max(axis=1), p.argmax(axis=1) == true
-    gaps = [_gap(column, true == k, weights, bins) for k, column in enumerate(p.T)]
+    gaps = _gaps(top, hit, weights, bins)
+    of_classes = [_gaps(column, true == k, weights, bins) for k, column in enumerate(p.T)]
     return {
-        "ece": _gap(top, hit, weights, bins),
-        "ece_classwise": np.mean(gaps, axis=0),
-        "brier": _mean((p**2).sum(axis=1) + 1 - 2 * given, weights),
-        "log_loss": _mean(-np.log(np.clip(given, FLOOR, 1)), weights),
-        "overconfidence": _mean(top - hit, weights),
+        "ece": np.abs(gaps).sum(axis=1),
+        "ece_classwise": np.abs(of_classes).sum(axis=2).mean(axis=0),
+        "overconfidence": gaps.sum(axis=1),
     }
 
 
-def _mean(values: Array, weights: Array) -> Array:
-    return (weights * values).sum(axis=1) / weights.sum(axis=1)
-
-
-def _gap(confidence: Array, hit: Array, weights: Array, bins: int) -> Array:
-    """Expected calibration error (b,) of values (n,) against outcomes 0 or 1 (b, n)."""
-    gaps = np.abs((weights * (confidence - hit)) @ in_bins(confidence, bins))
-    return gaps.sum(axis=1) / weights.sum(axis=1)
+def _gaps(confidence: Array, hit: Array, weights: Array, bins: int) -> Array:
+    """Confidence (n,) minus outcomes 0 or 1 (b, n), summed in each bin (b, bins), of weight 1."""
+    gaps = (weights * (confidence - hit)) @ np.eye(bins)[in_bins(confidence, bins)]
+    return gaps / weights.sum(axis=1, keepdims=True)
 
 
 def calibration(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
@@ -124,14 +117,11 @@ def calibration(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
 
 
 def reliability(predictions: Frame, bins: int = 10) -> Frame:
-    """One row a bin of the largest probability: low, high (edges), confidence, accuracy, count."""
-    p = probabilities(predictions)
-    hit, places = p.argmax(axis=1) == metrics.true_class(predictions), in_bins(p.max(axis=1), bins)
-    count, edges = places.sum(axis=0), np.arange(bins + 1) / bins
-    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:]})
-    table["confidence"] = metrics.ratio(p.max(axis=1) @ places, count)
-    table["accuracy"] = metrics.ratio(hit @ places, count)
-    return table.assign(count=count.astype(int))
+    """confidence, accuracy, count: one row a bin of the largest probability that has images."""
+    top = probabilities(predictions).max(axis=1)
+    hit = metrics.predicted_class(predictions) == metrics.true_class(predictions)
+    means = pd.DataFrame({"confidence": top, "accuracy": hit}).groupby(in_bins(top, bins))
+    return means.mean().assign(count=means.size())
 
 
 def confidence(predictions: Frame) -> Array:
@@ -191,41 +181,29 @@ def _rank(n: int, level: float) -> int:
     return int(np.ceil(round((n + 1) * level, 9)))
 
 
-def reachable(n: int, level: float) -> bool:
-    """Whether n groups can promise ``level``; with fewer only the set of all classes is valid."""
-    return _rank(n, level) <= n
-
-
 def limit(scores: Array, level: float) -> float:
     """The largest score in a set, from ``scores`` (n,) of right answers, one a group; infinite
-    where n groups are too few to promise ``level``."""
-    rank = _rank(len(scores), level)
-    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else np.inf
+    where n groups are too few to promise ``level``: then only the set of all classes is valid."""
+    return float(np.sort([*scores, np.inf])[_rank(len(scores), level) - 1])
 
 
 def by_chance(n: int, level: float) -> tuple[float, float]:
-    """Where the coverage of 95 % of valid sets lies, by the draw of n groups (Vovk 2012)."""
-    if not reachable(n, level):
-        return 1.0, 1.0
+    """Where the coverage of 95 % of valid sets lies, by the draw of n groups (Vovk 2012); 1 and 1
+    where they are too few."""
     rank = _rank(n, level)
-    return tuple(float(limit) for limit in beta.interval(0.95, rank, n + 1 - rank))
+    return (1.0, 1.0) if rank > n else beta.interval(0.95, rank, n + 1 - rank)
 
 
-def prediction_sets(predictions: Frame, kind: str, level: float, seed: int) -> Array:
+def prediction_sets(predictions: Frame, level: float, seed: int) -> Array:
     """Sets bool (n_test, k) for the test rows of one fold, in their order.
 
-    ``kind`` lac: classes within the quantile of 1 - probability (Sadinle, Lei and Wasserman 2019),
-    smallest on average, may be empty. contiguous: classes within the quantile of ``distance``, the
-    predicted one always in. All classes where the level cannot be reached. ValueError for lac
-    without probabilities.
+    Classes whose ``distance`` is within the quantile, the predicted one always in. All classes
+    where the level cannot be reached.
     """
     test, drawn = predictions[predictions["part"] == "test"], one_a_group(predictions, seed)
-    improbable = distance if kind == "contiguous" else lambda rows: 1 - probabilities(rows)
-    tested, true = improbable(test), metrics.true_class(drawn)
-    sets = tested <= limit(improbable(drawn)[np.arange(len(true)), true], level)
-    if kind == "contiguous":
-        sets |= np.eye(tested.shape[1], dtype=bool)[metrics.predicted_class(test)]
-    return sets
+    scores = distance(drawn)[np.arange(len(drawn)), metrics.true_class(drawn)]
+    sets = distance(test) <= limit(scores, level)
+    return sets | np.eye(sets.shape[1], dtype=bool)[metrics.predicted_class(test)]
 
 
 def distance(predictions: Frame) -> Array:
@@ -251,8 +229,8 @@ def distance(predictions: Frame) -> Array:
     return passed
 
 
-def coverage(sets: Array, predictions: Frame, level: float, n_boot: int, seed: int) -> Frame:
-    """of, images, measure (coverage 0..1, size in classes), value, low, high, dropped, nominal.
+def coverage(sets: Array, predictions: Frame, n_boot: int, seed: int) -> Frame:
+    """of, images, measure (coverage 0..1, size in classes), value, low, high, dropped.
 
     ``predictions``: the rows of ``sets``. ``of``: all images; one image a group (groups count the
     same, which is what is promised); each class. 95 % percentile intervals over resampled groups.
@@ -263,47 +241,40 @@ def coverage(sets: Array, predictions: Frame, level: float, n_boot: int, seed: i
     weights = metrics.with_resamples(predictions["group"], n_boot, seed)
     counted = {EVERY: np.ones(len(true)), BY_GROUP: 1 / sizes.to_numpy()}
     counted |= {name: true == k for k, name in enumerate(metrics.class_columns(predictions))}
-    rows = []
+    tables = []
     for name, which in counted.items():
-        for measure, values in measured.items():
-            drawn = metrics.ratio((weights * which) @ values, weights @ which)
-            row = {"of": name, "images": np.count_nonzero(which), "measure": measure}
-            rows.append(row | metrics.interval(drawn))
-    return pd.DataFrame(rows).assign(nominal=level)
+        whole = weights @ which
+        drawn = {key: metrics.ratio((weights * which) @ measured[key], whole) for key in measured}
+        tables.append(metrics.tabulated(drawn).assign(of=name, images=np.count_nonzero(which)))
+    return pd.concat(tables, ignore_index=True).rename(columns={"metric": "measure"})
 
 
 def covered(predictions: Frame, level: float, n_boot: int = 1000, seed: int = 0) -> Frame:
-    """``coverage`` of every kind of sets of every network in ``predictions``, folds together.
+    """``coverage`` of every network in ``predictions``, folds together.
 
-    Further columns: task, pipeline, protocol, sets (the kind), groups (that calibrate a fold, the
-    fewest of any). lac needs probabilities.
+    Further columns: task, pipeline, protocol, groups (that calibrate a fold, the fewest of any).
     """
     tables = []
     for key, rows in predictions.groupby(metrics.KEYS):
         folds = [fold for _, fold in rows.groupby("fold")]
-        place = dict(zip(metrics.KEYS, key))
-        place["groups"] = min(len(one_a_group(fold, seed)) for fold in folds)
-        kinds = ["lac"] if metrics.has_probabilities(rows) else []
+        sets = np.concatenate([prediction_sets(fold, level, seed) for fold in folds])
         tests = pd.concat(metrics.by_fold(rows).values(), ignore_index=True)
-        for kind in [*kinds, "contiguous"]:
-            sets = [prediction_sets(fold, kind, level, seed) for fold in folds]
-            table = coverage(np.concatenate(sets), tests, level, n_boot, seed)
-            tables.append(table.assign(**place, sets=kind))
+        groups = min(held_out(fold)["group"].nunique() for fold in folds)
+        place = dict(zip(metrics.KEYS, key), groups=groups)
+        tables.append(coverage(sets, tests, n_boot, seed).assign(**place))
     return pd.concat(tables, ignore_index=True)
 
 
-def do_they_hold(table: Frame) -> str:
+def do_they_hold(table: Frame, level: float) -> str:
     """One sentence on ``covered`` of one task and protocol: is the promised coverage held?"""
-    n, level = table["groups"].min(), table["nominal"].iloc[0]
-    if not reachable(n, level):
+    if by_chance(n := table["groups"].min(), level) == (1, 1):
         return f"{n} calibration groups are too few to promise {level:g}: sets hold all classes."
-    rows = table[table["measure"] == "coverage"].sort_values("value")
-    rows["text"] = [f"{row.sets} of {row.pipeline} {written(row)}" for _, row in rows.iterrows()]
-    promised = rows[rows["of"] == BY_GROUP]
-    short = promised[promised["high"] < level]
-    verdict = f"not held by {', '.join(short['text'])}" if len(short) else "held"
+    rows = table.query("measure == 'coverage' and of == @BY_GROUP").sort_values("value")
+    texts = rows["pipeline"] + " " + [written(row) for _, row in rows.iterrows()]
+    short = texts[rows["high"] < level]
+    verdict = f"not held by {', '.join(short)}" if len(short) else "held"
     return (
         f"{level:g} coverage of one image a group, which is what is promised, is **{verdict}**: "
-        f"the 95 % interval over resampled groups lies below it for {len(short)} of "
-        f"{len(promised)} kinds of sets (lowest: {promised['text'].iloc[0]})."
+        f"the 95 % interval over resampled groups lies below it for {len(short)} of {len(rows)} "
+        f"networks (lowest: {texts.iloc[0]})."
     )

@@ -34,7 +34,7 @@ class Metric:
     """A metric: words for people, and how its values (n_resamples,) follow from ``Answers``.
 
     ``needs``: what predictions must have for it: ``p`` (probabilities), ``grades`` (ordered
-    classes), ``bethesda`` (Herlev's grades). Without a formula it is computed elsewhere.
+    classes), ``bethesda`` (Herlev's grades). Those of one class have no formula of their own.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric("accuracy", lambda a: accuracy(a.matrices)),
-    "f1_macro": Metric("F1, macro", lambda a: macro_f1(a.matrices)),
+    "f1_macro": Metric("F1, macro", lambda a: f1(a.matrices).mean(axis=1)),
     "f1_weighted": Metric("F1, weighted", lambda a: weighted_f1(a.matrices)),
     "f1_micro": Metric("F1, micro", lambda a: accuracy(a.matrices)),
     "log_loss": Metric("log-loss", lambda a: a.mean(-np.log(a.share)), "p", True),
@@ -62,7 +62,7 @@ METRICS = {
     "kendall_tau": Metric("Kendall tau", lambda a: tau_b(a.true, a.score, a.weights), "grades"),
     "kappa_quadratic": Metric("quadratic kappa", lambda a: quadratic_kappa(a.matrices), "grades"),
     "bethesda_accuracy": Metric("Bethesda accuracy", lambda a: accuracy(a.bethesda), "bethesda"),
-    "bethesda_f1_macro": Metric("Bethesda F1", lambda a: macro_f1(a.bethesda), "bethesda"),
+    "bethesda_f1_macro": Metric("Bethesda F1", lambda a: f1(a.bethesda).mean(axis=1), "bethesda"),
     "hsil_sensitivity": Metric("HSIL sensitivity", lambda a: recall(a.bethesda, 2), "bethesda"),
     "sensitivity_at_specificity_90": Metric(
         "sensitivity at specificity 0.90", lambda a: sensitivity_at(0.9, *a.call), "grades"
@@ -71,13 +71,10 @@ METRICS = {
         "specificity at sensitivity 0.95", lambda a: sensitivity_at(0.95, *a.clear), "grades"
     ),
     "binary_accuracy": Metric("binary accuracy", lambda a: accuracy(a.binary), "grades"),
-    "binary_f1": Metric("binary F1", lambda a: f1_per_class(a.binary)[:, 1], "grades"),
-    "binary_f1_macro": Metric("binary F1, macro", lambda a: macro_f1(a.binary), "grades"),
+    "binary_f1": Metric("binary F1", lambda a: f1(a.binary)[:, 1], "grades"),
+    "binary_f1_macro": Metric("binary F1, macro", lambda a: f1(a.binary).mean(axis=1), "grades"),
     "sensitivity": Metric("sensitivity", lambda a: recall(a.binary, 1), "grades"),
     "specificity": Metric("specificity", lambda a: recall(a.binary, 0), "grades"),
-    "ece": Metric("calibration error", lower_is_better=True),
-    "ece_classwise": Metric("calibration error, class by class", lower_is_better=True),
-    "overconfidence": Metric("confidence minus accuracy"),
 }
 
 
@@ -262,22 +259,16 @@ def recall(matrices: Array, k: int) -> Array:
     return ratio(matrices[:, k, k], matrices[:, k].sum(axis=1))
 
 
-def f1_per_class(matrices: Array) -> Array:
+def f1(matrices: Array) -> Array:
     """F1 (n_resamples, k); 0 where a class is neither there nor predicted, as in scikit-learn."""
     hit = np.diagonal(matrices, axis1=1, axis2=2)
     size = matrices.sum(axis=1) + matrices.sum(axis=2)
     return 2 * hit / np.where(size > 0, size, 1)
 
 
-def macro_f1(matrices: Array) -> Array:
-    """Mean over classes of ``f1_per_class``."""
-    return f1_per_class(matrices).mean(axis=1)
-
-
 def weighted_f1(matrices: Array) -> Array:
     """Mean over images of the F1 of their class."""
-    f1, support = f1_per_class(matrices), matrices.sum(axis=2)
-    return (f1 * support).sum(axis=1) / support.sum(axis=1)
+    return np.average(f1(matrices), axis=1, weights=matrices.sum(axis=2))
 
 
 def quadratic_kappa(matrices: Array) -> Array:
@@ -296,11 +287,8 @@ def in_order(values: Array, others: Array) -> Array:
 
 def auc(positive: Array, score: Array, weights: Array) -> Array:
     """Area under the ROC curve: share of (positive, negative) pairs in order, ties half."""
-    up, down, order = weights[:, positive], weights[:, ~positive], np.argsort(score[~positive])
-    below, ranked = down[:, order].cumsum(axis=1), score[~positive][order]
-    below = np.pad(below, ((0, 0), (1, 0)))  # weight of the lowest k negatives
-    places = [np.searchsorted(ranked, score[positive], side) for side in ("left", "right")]
-    pairs = sum(np.einsum("bi,bi->b", up, below[:, place]) for place in places) / 2
+    up, down = weights[:, positive], weights[:, ~positive]
+    pairs = ((up @ in_order(score[positive], score[~positive])) * down).sum(axis=1)
     return ratio(pairs, up.sum(axis=1) * down.sum(axis=1))
 
 
@@ -412,11 +400,11 @@ def measure(predictions: Frame, weights: Array | None = None, names=METRICS) -> 
     has["bethesda"] = LSIL in dataset.classes[1:2]
     values = {}
     for name in names:
-        if METRICS[name].formula and all(has[need] for need in METRICS[name].needs.split()):
+        if all(has[need] for need in METRICS[name].needs.split()):
             values[name] = METRICS[name].formula(answers)
-    f1 = f1_per_class(answers.matrices)
+    of_classes = f1(answers.matrices)
     for index, name in enumerate(class_columns(predictions)):
-        values[f"f1_{name}"], values[f"auc_{name}"] = f1[:, index], answers.aucs[index]
+        values[f"f1_{name}"], values[f"auc_{name}"] = of_classes[:, index], answers.aucs[index]
     return values
 
 
@@ -439,7 +427,7 @@ def measure_together(parts: Sequence[Frame], n_boot: int, seed: int, names=METRI
 
 
 def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METRICS) -> Frame:
-    """fold, n_test, metric, value, low, high, dropped of one pipeline and protocol's test rows.
+    """metric, value, low, high, dropped, fold, n_test of one pipeline and protocol's test rows.
 
     With several folds also ``mean`` and ``pooled``. Limits are 95 % percentile limits over
     resampled groups; ``dropped``: see ``interval``.
@@ -451,16 +439,16 @@ def over_folds(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METR
         values = list(drawn.values())
         drawn["mean"] = {name: np.mean([v[name] for v in values], axis=0) for name in values[0]}
         drawn["pooled"] = measure_together([pooled], n_boot, seed, names)[0]
-    rows = []
-    for fold, values in drawn.items():
-        place = {"fold": str(fold), "n_test": len(folds.get(fold, pooled))}
-        rows += [place | {"metric": name} | interval(values[name]) for name in values]
-    return pd.DataFrame(rows)
+    tables = [
+        tabulated(values).assign(fold=str(fold), n_test=len(folds.get(fold, pooled)))
+        for fold, values in drawn.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
-def intervals(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
+def intervals(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METRICS) -> Frame:
     """metric, value, low, high, dropped of the rows given, see ``over_folds``."""
-    return tabulated(*measure_together([predictions], n_boot, seed))
+    return tabulated(*measure_together([predictions], n_boot, seed, names))
 
 
 def published() -> Frame:

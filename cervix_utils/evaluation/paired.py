@@ -18,21 +18,28 @@ def folds_in_common(first: Frame, second: Frame) -> list[dict[int, Frame]]:
     return [{fold: side[fold] for fold in shared} for side in sides]
 
 
-def difference(first: Frame, second: Frame, n_boot=1000, seed=0, names=metrics.METRICS) -> Frame:
+def difference(
+    first: Frame, second: Frame, n_boot=1000, seed=0, names=metrics.METRICS, test_share=np.nan
+) -> Frame:
     """metric, first, second, difference (second - first), low, high, dropped: means over folds.
 
     ``first``, ``second``: predictions of one pipeline and protocol each. Groups of both are
     resampled together: paired where the images are the same, and right for the groups in common
-    where they are not. See ``folds_in_common`` and ``metrics.interval``.
+    where they are not. See ``folds_in_common`` and ``metrics.interval``. Further columns: t_low,
+    t_high, t_p (``corrected_t`` over folds, NaN without ``test_share``); folds, groups (numbers).
     """
     sides = folds_in_common(first, second)
     parts = [rows for side in sides for rows in side.values()]
     drawn, n, lines = metrics.measure_together(parts, n_boot, seed, names), len(sides[0]), []
     for name in [name for name in drawn[0] if name in drawn[-1]]:
-        values = [fold[name] for fold in drawn]
-        a, b = np.mean(values[:n], axis=0), np.mean(values[n:], axis=0)
-        lines.append({"metric": name, "first": a[0], "second": b[0], **metrics.interval(b - a)})
-    return pd.DataFrame(lines).rename(columns={"value": "difference"})
+        a, b = np.split(np.array([fold[name] for fold in drawn]), 2)  # (n_folds, 1 + n_boot)
+        low, high, p = corrected_t(b[:, 0] - a[:, 0], test_share)
+        line = {"metric": name, "first": a[:, 0].mean(), "second": b[:, 0].mean()}
+        line |= metrics.interval(b.mean(axis=0) - a.mean(axis=0))
+        lines.append(line | {"t_low": low, "t_high": high, "t_p": p})
+    groups = pd.concat(sides[0].values())["group"].nunique()
+    table = pd.DataFrame(lines).rename(columns={"value": "difference"})
+    return table.assign(folds=n, groups=groups)
 
 
 def corrected_t(differences: np.ndarray, test_share: float) -> tuple[float, float, float]:
@@ -50,25 +57,8 @@ def corrected_t(differences: np.ndarray, test_share: float) -> tuple[float, floa
         return mean - width, mean + width, float(2 * stats.t.sf(abs(mean / spread), n - 1))
 
 
-def compare(
-    first: Frame, second: Frame, names: list, test_share: float, n_boot: int, seed: int
-) -> Frame:
-    """``difference`` of the metrics ``names`` that both have, with a test beside the interval.
-
-    Further columns: folds, groups (numbers of them), t_low, t_high, t_p (``corrected_t`` over
-    folds).
-    """
-    table, sides = difference(first, second, n_boot, seed), folds_in_common(first, second)
-    table = table.set_index("metric").reindex(names).dropna(how="all")
-    a, b = (pd.DataFrame([metrics.measure(rows) for rows in side.values()]) for side in sides)
-    t = [corrected_t(np.concatenate(list(b[name] - a[name])), test_share) for name in table.index]
-    table[["t_low", "t_high", "t_p"]] = t
-    groups = pd.concat(sides[0].values())["group"].nunique()
-    return table.assign(folds=len(a), groups=groups).reset_index()
-
-
 def sentence(row: pd.Series, first: str, second: str) -> str:
-    """What a row of ``compare`` allows to say of two pipelines, and what its interval covers."""
+    """What a row of ``difference`` allows to say of two pipelines, and what its interval covers."""
     omitted = f", {row['dropped']:g} of them left out" if row["dropped"] else ""
     text = (
         f"{metrics.label_of(row['metric'])} goes from {row['first']:.3f} ({first}) to "

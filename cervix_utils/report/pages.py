@@ -30,6 +30,7 @@ from bs4 import BeautifulSoup, Tag
 
 from cervix_utils import paths
 from cervix_utils.data import datasets
+from cervix_utils.report import words
 from cervix_utils.report.words import known, label
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -110,12 +111,10 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _prepare(notebook: Any) -> bool:
-    """Label parameters, cut absolute paths in them and in messages; whether a cell failed."""
+    """Cut absolute paths in parameters and in messages; whether a cell failed."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    labels = {"injected-parameters": "Parameters of this run", "parameters": "Parameters"}
     for cell in cells:
-        for tag in labels.keys() & cell.metadata.get("tags", []):
-            cell.metadata["report_label"] = labels[tag]
+        if {"parameters", "injected-parameters"} & {*cell.metadata.get("tags", [])}:
             quoted = r"([\"'])(.*?)\1"
             cell.source = re.sub(quoted, lambda m: m[1] + paths.public(m[2]) + m[1], cell.source)
         cell.outputs.sort(key=lambda output: output.get("name") == "stderr")  # below all others
@@ -157,8 +156,8 @@ def _in_words(table: Tag) -> None:
     for cell in table.select("th, td"):
         text = cell.get_text().strip()
         published = text == "paper" and cell.find_parent("thead") and "grouped" not in heads
-        if words := "published" if published else known(text):
-            cell.string = words
+        if spoken := "published" if published else known(text):
+            cell.string = spoken
         elif cell.name == "th" and re.fullmatch(r"[a-zA-Z0-9]+(_[a-zA-Z0-9]+)+", text):
             cell.string = label(text)
         elif text == "NaN":
@@ -269,11 +268,10 @@ def write_run_json(folder: Path, settings: Mapping, data: Mapping, stems: Sequen
 
 def run_folders(report_dir: Path, task: str) -> list[Path]:
     """Folders of the runs whose predictions a report holds, one a network."""
-    columns = {"usecols": ["pipeline", "run"], "dtype": str, "keep_default_na": False}
     files = sorted((report_dir / "predictions").glob(f"{task}-*.csv"))
-    rows = pd.concat([pd.read_csv(file, **columns) for file in files]).drop_duplicates()
-    folder = report_dir / "runs" / task
-    return [folder / row.pipeline / row.run for row in rows.itertuples() if row.run]
+    rows = pd.concat([pd.read_csv(file, dtype=str).dropna(subset="run") for file in files])
+    places = rows[["pipeline", "run"]].drop_duplicates().itertuples(index=False)
+    return [report_dir / "runs" / Path(task, *place) for place in places]
 
 
 def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame]]:
@@ -285,8 +283,7 @@ def headline(results: pd.DataFrame) -> list[tuple[datasets.Dataset, pd.DataFrame
         rows, dataset = results[results["task"] == task], datasets.get(task)
         networks = rows.loc[~comparison.is_reference(rows["pipeline"]), "pipeline"].unique()
         asked = [(task, name, metric) for name in networks for metric in SHOWN[dataset.ordered]]
-        table = comparison.side_by_side(rows, asked).set_index(keys)
-        table = table.loc[[number for number in asked if number in table.index]].reset_index()
+        table = comparison.side_by_side(rows, asked)
         table[keys] = table[keys].map(label)
         tables.append((dataset, table.drop(columns="task").rename(columns=label)))
     return tables
@@ -301,8 +298,8 @@ def _entry(page: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
     texts = {name: match[1] if match else "" for name, match in found.items()}
     for name in ("title", "question"):
         texts[name] = BeautifulSoup(texts[name], "html.parser").get_text().strip()
-    words = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
-    return {"file": page.name, "words": words, "seconds": seconds.get(page.stem), **texts}
+    link = f"{label(place[1])}, fold {place[2]}" if place else "Open the page"
+    return {"file": page.name, "words": link, "seconds": seconds.get(page.stem), **texts}
 
 
 def _remove_others(report_dir: Path, books: Mapping[str, Any]) -> None:
@@ -335,9 +332,13 @@ def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
     from cervix_utils.report import plots
 
     table, text = comparison.at_a_glance(results, metric), io.StringIO()
+    order = {name: place for place, name in enumerate(words.table())}
+    rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
     with plt.rc_context(plots.LOOK):
         figure, ax = plt.subplots(figsize=(7, 1.6 + 0.6 * table["pipeline"].nunique()))
-        plots.at_a_glance(ax, table, metric)
+        plots.with_intervals(ax, rows, "pipeline", "protocol")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        ax.set(xlabel=f"{label(metric)}, 95 % interval")
         figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
     numbers = [f"{label(row.protocol)} {row.value:.3f}" for row in table.itertuples()]

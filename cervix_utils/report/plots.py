@@ -70,16 +70,6 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
     return ax
 
 
-def losses(ax: Axes, history: pd.DataFrame, kept: int, title: str = "") -> None:
-    """Training and validation loss per epoch; dashed: the epoch whose weights are kept."""
-    for part, line in history.filter(like="_loss").dropna(axis=1, how="all").items():
-        ax.plot(history["epoch"], line, "o-", label=label(part), markersize=4)
-    ax.axvline(kept, label="kept", **DASHED)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False)
-    ax.set(xlabel="epoch", ylabel="loss", title=title)
-
-
 def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=False) -> Axes:
     """Distribution of a column by class (column ``label``); what is not finite is left out.
 
@@ -114,68 +104,15 @@ def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -
     return ax
 
 
-def against_published(ax: Axes, beside: pd.DataFrame, title: str = "") -> None:
-    """Our values by protocol, and published ones as diamonds (``comparison.beside_published``)."""
-    names = beside["pipeline"].map(label) + ": " + beside["metric"].map(label)
-    with_intervals(ax, beside.assign(name=names), "name", "protocol")
-    published = beside["published"][~names.duplicated()]
-    ax.plot(published, range(len(published)), "D", mfc="none", color="black", label="published")
-    ax.set(title=title, xlabel="value with 95 % interval")
-
-
-def at_a_glance(ax: Axes, table: pd.DataFrame, metric: str) -> None:
-    """The study in one figure: ``comparison.at_a_glance``, a row a pipeline, a mark a protocol."""
-    order = {name: place for place, name in enumerate(words.table())}
-    rows = table.sort_values(["pipeline", "protocol"], key=lambda names: names.map(order))
-    with_intervals(ax, rows, "pipeline", "protocol")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    ax.set(xlabel=f"{label(metric)}, 95 % interval")
-
-
-def auc_over_folds(ax: Axes, auc: pd.DataFrame, classes: Sequence[str], title: str = "") -> None:
-    """AUC by class, one point a fold (paper H, Fig. 7). Columns pipeline, label (class), value."""
-    rows = auc[auc["label"].isin(classes)].assign(pipeline=auc["pipeline"].map(label))
-    colours = {label(name): look_of(name)["color"] for name in auc["pipeline"].unique()}
-    look = {"order": list(classes), "dodge": True, "jitter": False, "palette": colours}
-    sns.stripplot(rows, x="value", y="label", hue="pipeline", ax=ax, **look)
-    _rows(ax, classes)
-    ax.set(title=title, xlabel="AUC", ylabel="")
-
-
 def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Axes:
     """Accuracy against confidence (``calibration.reliability``), larger points for more images."""
-    filled = table[table["count"] > 0]
-    (line,) = ax.plot("confidence", "accuracy", data=filled, linewidth=1, label=name)
-    look = {"s": 12 + 240 * filled["count"] / filled["count"].sum(), "alpha": 0.7, "linewidth": 0}
-    ax.scatter("confidence", "accuracy", data=filled, color=line.get_color(), label="_", **look)
+    (line,) = ax.plot("confidence", "accuracy", data=table, linewidth=1, label=name)
+    look = {"s": 12 + 240 * table["count"] / table["count"].sum(), "alpha": 0.7, "linewidth": 0}
+    ax.scatter("confidence", "accuracy", data=table, color=line.get_color(), label="_", **look)
     ax.axline((0, 0), (1, 1), zorder=1, **DASHED)
     ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.set(xlabel="confidence", ylabel="accuracy", title=title)
     return ax
-
-
-def risk_coverage(ax: Axes, curve: pd.DataFrame, name: str, title: str = "") -> None:
-    """Error among the images kept, surest first (``calibration.risk_coverage``)."""
-    look = {"linewidth": 1.2, "label": label(name), "color": look_of(name, len(ax.lines))["color"]}
-    ax.step(curve["coverage"], curve["error"], where="pre", **look)
-    ax.set(xlim=(0, 1), ylim=(0, 1), title=title)
-    ax.set(xlabel="share of images kept", ylabel="error among them")
-
-
-def cascade(ax: Axes, table: pd.DataFrame) -> None:
-    """Likeness to the trained network's maps as layers are randomised from the top down."""
-    with_intervals(ax, table, "layer", "form")
-    ax.axvline(0, color=GREY, linewidth=1)
-    ax.set(xlim=(-0.3, 1.05), xlabel="rank correlation", ylabel="randomised down to")
-
-
-def curves(ax: Axes, table: pd.DataFrame, title: str = "") -> None:
-    """Mean deletion or insertion curves (columns title, share, score); the last, a control, is
-    dashed."""
-    for name, rows in table.groupby("title", sort=False):
-        ax.plot(rows["share"], rows["score"], linewidth=1.4, label=name)
-    ax.lines[-1].set(linestyle="--", color="0.3")
-    ax.set(title=title, xlabel="share of pixels", ylabel="mean severity score")
 
 
 def _picture(ax: Axes, image: Array, title: str = "", **look) -> None:

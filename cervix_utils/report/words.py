@@ -40,6 +40,6 @@ def label(name: str) -> str:
 
 
 def spelled(text: str) -> str:
-    """A printed sentence with words for the raw names of pipelines and kinds of sets in it."""
-    names = "|".join([*recipes.PIPELINES, "lac", "contiguous"])
+    """A printed sentence with words for the raw names of pipelines in it."""
+    names = "|".join(recipes.PIPELINES)
     return re.sub(rf"\b(?:{names})(?:_[\w.]*\w)?\b", lambda found: label(found[0]), text)
