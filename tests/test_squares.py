@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from cervix_utils import paths
 from cervix_utils.data import images, squares
 
 
@@ -80,7 +81,7 @@ def test_a_folder_that_is_not_whole_is_named_with_the_remedy(table, damage, tmp_
         pixels.write_text("?")
     else:
         pixels.unlink()
-    with pytest.raises(squares.CacheError, match=f"{folder.name} is damaged.*delete"):
+    with pytest.raises(paths.CacheError, match=f"{folder.name} is damaged.*delete"):
         squares.open_squares(table, 16)
     shutil.rmtree(folder)
     again = squares.open_squares(table, 16)[np.arange(7)]
@@ -102,13 +103,13 @@ def test_of_several_at_once_one_writes_and_all_read_the_same(table, tmp_path, po
 def test_a_full_disk_is_said_before_anything_is_written(table, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(squares.CacheError, match=r"has 0.0 GB free.*CERVIX_CACHE"):
+    with pytest.raises(paths.CacheError, match=r"has 0.0 GB free.*CERVIX_CACHE"):
         squares.open_squares(table, 16)
     assert folders(tmp_path) == []
 
 
 def test_a_file_that_vanished_leaves_no_half_made_folder(table, tmp_path):
     (tmp_path / "3.png").unlink()
-    with pytest.raises(squares.CacheError, match=r"3\.png"):
+    with pytest.raises(paths.CacheError, match=r"3\.png"):
         squares.open_squares(table, 16)
     assert folders(tmp_path) == []

@@ -9,7 +9,6 @@ from PIL import __version__ as pillow
 
 from cervix_utils import paths
 from cervix_utils.data import images
-from cervix_utils.paths import CacheError
 
 SQUARES_VERSION = 1  # raised by hand when the same pictures shall give other squares
 
@@ -28,7 +27,7 @@ def open_squares(table: pd.DataFrame, size: int, window: int = 0) -> np.ndarray:
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
         remedy = "delete that folder, it will be made again"
-        raise CacheError(f"{folder} is damaged ({error}): {remedy}") from error
+        raise paths.CacheError(f"{folder} is damaged ({error}): {remedy}") from error
     return np.asarray(pixels).transpose(0, 3, 1, 2)
 
 
@@ -40,7 +39,7 @@ def _write(folder: Path, files: list[str], size: int, window: int) -> None:
     print(f"decoding {len(files)} pictures to {size} x {size}: {megabytes}", flush=True)
     if needed > 0.95 * free:
         lack = f"has {free / 1e9:.1f} GB free, the decoded pictures need {needed / 1e9:.1f} GB"
-        raise CacheError(f"{folder.parent} {lack}: free some, or set CERVIX_CACHE to another")
+        raise paths.CacheError(f"{folder.parent} {lack}: free some, or set CERVIX_CACHE to another")
     shape = (len(files), size, size, 3)
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
 
