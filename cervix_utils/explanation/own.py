@@ -6,9 +6,6 @@ for an image holds for images like the training images alone, so each answer say
 
 import glob
 import json
-import os
-from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -77,23 +74,17 @@ def read(asked: str) -> pd.DataFrame:
     can be used.
     """
     place, rows = paths.resolve(asked), []
-    found = place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
-    found = [place] if place.is_file() else found
+    folder, pattern = (place, "**/*") if place.is_dir() else (place.parent, place.name)
+    found = [place] if place.is_file() else folder.glob(pattern)
     for file in sorted(file for file in found if file.is_file() and file.stem[-2:] != "-d"):
-        name = str(file.relative_to(place)) if place.is_dir() else file.name
-        row = {"id": name, "path": str(file), "mask": "", "reason": ""}
+        row = {"id": str(file.relative_to(folder)), "path": str(file), "mask": "", "reason": ""}
         row |= images.inspect(file)
-        for mask in [] if row["reason"] else file.parent.glob(f"{glob.escape(file.stem)}-d.*"):
-            problem = images.mask_problem(mask, (row["width"], row["height"]))
-            row["mask"] = "" if problem else str(mask)
+        size = row.get("width"), row.get("height")
+        for mask in file.parent.glob(f"{glob.escape(file.stem)}-d.*"):
+            row["mask"] = "" if images.mask_problem(mask, size) else str(mask)
         rows.append(row)
     table = pd.DataFrame(rows, columns=["id", "path", "mask", "width", "height", "reason"])
     if (table["reason"] != "").all():
         why = "; ".join(table["id"] + ": " + table["reason"]) or "no file there"
         raise OwnImageError(f"IMAGES={asked}: {why}. Give a picture, a folder or a 'pattern'")
     return table
-
-
-def widgets() -> ModuleType | None:
-    """ipywidgets in JupyterLab; None elsewhere (papermill, nbval), where nobody would use them."""
-    return import_module("ipywidgets") if "JPY_SESSION_NAME" in os.environ else None
