@@ -95,9 +95,8 @@ def get(task: str) -> Dataset:
         raise DataError(f"unknown data set '{task}': known are {', '.join(DATASETS)}")
     if name == task:
         return found
-    sick = {kind: found.labels.get(kind, kind) in found.abnormal for kind in found.originals}
     words = {"title": f"{found.title}, normal or abnormal", "abnormal": two[1:], "ordered": True}
-    labels = {kind: two[ill] for kind, ill in sick.items()}
+    labels = {kind: two[found.labels.get(kind, kind) in found.abnormal] for kind in found.originals}
     return replace(found, classes=two, labels=labels, **words)
 
 

@@ -133,9 +133,7 @@ def assign_parts(
         raise SplitError(f"fold {fold} asked for, but folds are numbered 0 to {n_folds - 1}")
     sources, grouped = PROTOCOLS[protocol].sources, PROTOCOLS[protocol].grouped
     pick = _pick_groups if grouped else _pick
-    used = table["label"] != ""
-    if sources:
-        used &= table["source"].isin(sources)
+    used = (table["label"] != "") & table["source"].isin(sources or table["source"])
     table = table[used].reset_index(drop=True)
     if fraction is None:
         test = _folds(table, grouped, n_folds, seed)[fold]

@@ -192,6 +192,5 @@ def verdict(rises: pd.DataFrame) -> str:
     claim += f" {FITS[low <= 1 <= high]} with 1 (no rise)**."
     beyond = rises.xs("beyond", level="name").drop("trained")
     kinds = np.select([beyond["low"] > 1, beyond["high"] < 1], BESIDE[:2], BESIDE[2])
-    names = {words: ", ".join(beyond.index[kinds == words]) for words in BESIDE}
-    beside = "; ".join(f"{words} {names[words]}" for words in BESIDE if names[words])
-    return f"{claim} On the same cells the rise is {beside}."
+    said = [f"{x} {', '.join(beyond.index[kinds == x])}" for x in BESIDE if x in kinds]
+    return f"{claim} On the same cells the rise is {'; '.join(said)}."
