@@ -52,26 +52,20 @@ def refuse(problems: list[str], where: str) -> None:
         raise ConfigError(f"{where}: " + "\n".join(lines))
 
 
-def _problem(key: str, value: Any, entry: Mapping[str, Any]) -> str:
-    """What is wrong with one value, empty where nothing is."""
-    kind, reason = entry.get("type"), ""
-    items = value if isinstance(value, list) else [value]
-    if kind == "number" and isinstance(value, float) and not math.isfinite(value):
-        reason = "must be finite"
-    if kind != "number" and any(isinstance(item, float) for item in items):
-        reason = "must be without a decimal point"
+def _problem(value: Any, entry: dict[str, Any]) -> str:
+    """What a value must be and is not; empty where it will do."""
+    number, items = entry.get("type") == "number", value if isinstance(value, list) else [value]
+    if number and isinstance(value, float) and not math.isfinite(value):
+        return "must be finite"
+    if not number and any(isinstance(item, float) for item in items):
+        return "must be without a decimal point"
     try:
-        fastjsonschema.validate(dict(entry), value)
+        fastjsonschema.validate(entry, value)
     except fastjsonschema.JsonSchemaValueException as error:
-        reason = reason or error.message.replace("data", "", 1).strip()
+        return error.message.replace("data", "", 1).strip()
     except RecursionError:
-        reason = "must not hold itself"
-    if not reason:
-        return ""
-    hint = " (in YAML write 1.0e-3, not 1e-3)" if kind == "number" else ""
-    allowed = entry.get("enum", kind)
-    wrong = f"key '{key}': {reprlib.repr(value)} will not do, it {reason}"
-    return f"{wrong}; allowed: {allowed}{hint}. {entry['description']}"
+        return "must not hold itself"
+    return ""
 
 
 def examine(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -79,10 +73,12 @@ def examine(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     one sentence a key."""
     complete, problems = {}, unknown(values, schema())
     for key, entry in schema().items():
-        complete[key] = values.get(key, entry["default"])
-        if problem := _problem(key, complete[key], entry):
-            complete[key] = entry["default"]
-            problems.append(problem)
+        complete[key] = value = values.get(key, entry["default"])
+        if problem := _problem(value, entry):
+            complete[key], allowed = entry["default"], entry.get("enum", entry.get("type"))
+            hint = " (in YAML write 1.0e-3, not 1e-3)" if allowed == "number" else ""
+            wrong = f"key '{key}': {reprlib.repr(value)} will not do, it {problem}"
+            problems.append(f"{wrong}; allowed: {allowed}{hint}. {entry['description']}")
     return complete, problems
 
 
@@ -97,19 +93,19 @@ def validate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 def read(name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What ``config/<name>.yaml`` says, with ``overrides`` on top, not checked yet. ConfigError
     where there is no such file of keys and values."""
-    shipped = sorted(file.stem for file in paths.CONFIG.glob("*.yaml") if file.stem != "schema")
-    file = paths.CONFIG / f"{name}.yaml"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "schema" or not file.is_file():
+    files = {file.stem: file for file in sorted(paths.CONFIG.glob("*.yaml"))}
+    shipped = [stem for stem in files if stem != "schema" and re.fullmatch(r"[\w-]+", stem)]
+    if name not in shipped:
         raise ConfigError(f"no configuration '{name}': config/ holds {', '.join(shipped)}")
     try:
-        text = file.read_text("utf-8")
+        text = files[name].read_text("utf-8")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("aliases (*name) are not allowed, write the value out")
         values = yaml.safe_load(text) or {}
+        if not isinstance(values, dict):
+            raise ValueError("no 'key: value' lines, copy a shipped configuration")
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not YAML of keys and values: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds no 'key: value' lines: copy a shipped configuration")
+        raise ConfigError(f"{files[name]} is not YAML of keys and values: {error}") from None
     return values | {key: _typed(value) for key, value in (overrides or {}).items()}
 
 

@@ -68,20 +68,14 @@ def whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
-        _to_disk(draft)
+        for file in filter(Path.is_file, [draft, *draft.rglob("*")]):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())  # so that a power cut leaves none that is empty
         if not (draft.is_dir() and path.exists()):
             draft.replace(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         draft.unlink(missing_ok=True) if draft.is_file() else None
-
-
-def _to_disk(draft: Path) -> None:
-    """Wait until the draft's files are on the disk, so that a power cut leaves none that is
-    empty."""
-    for file in filter(Path.is_file, [draft, *draft.rglob("*")]):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
 
 
 def digest(*content: Any) -> str:

@@ -135,7 +135,6 @@ def few_cells():
     """Two cells of each of three classes, 16 x 16, all named light dysplastic: random pictures of a
     nucleus in cytoplasm."""
     import pandas as pd
-    import torch
 
     from cervix_utils.data import datasets
     from cervix_utils.explanation import maps
@@ -150,8 +149,7 @@ def few_cells():
     masks = np.full((n, 16, 16), 4, dtype=np.uint8)
     masks[:, 3:13, 3:13], masks[:, 6:10, 6:10] = 3, 2
     pictures = rng.integers(0, 256, (n, 3, 16, 16), dtype=np.uint8)
-    mean = torch.from_numpy(rng.random((3, 16, 16))).float()
-    return maps.Images(table, pictures, masks, mean, "cpu")
+    return maps.Images(table, pictures, masks, "cpu")
 
 
 @pytest.fixture

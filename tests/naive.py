@@ -212,30 +212,6 @@ def literal_ig(function, image: torch.Tensor, start: torch.Tensor, m: int) -> to
     return (image - start) * total
 
 
-def guided_gradients(network: torch.nn.Module, function, pixels: torch.Tensor) -> np.ndarray:
-    """Guided backpropagation (Springenberg et al. 2015): gradients of ``function``, which calls
-    ``network``, where each ReLU lets pass no value that is negative, forwards or backwards."""
-
-    class Guided(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.clamp(min=0)
-
-        @staticmethod
-        def backward(ctx, slope):
-            return slope * (slope > 0) * (ctx.saved_tensors[0] > 0)
-
-    relus = [module for module in network.modules() if isinstance(module, torch.nn.ReLU)]
-    for relu in relus:
-        relu.forward = Guided.apply
-    pixels = pixels.clone().requires_grad_()
-    found = torch.autograd.grad(function(pixels).sum(), pixels)[0].numpy()
-    for relu in relus:
-        del relu.forward
-    return found
-
-
 def occlusion(worth: np.ndarray, side: int, stride: int) -> list[list[float]]:
     """Mean, for each pixel, of the sums of ``worth`` (s, s) in the squares over it; the last square
     stays inside."""

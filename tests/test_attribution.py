@@ -1,20 +1,18 @@
 """Attribution: closed forms where there are any, slow twins where not; its arithmetic."""
 
-import copy
-
 import naive
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model, resnet18
+from torchvision.models import get_model
 
 from cervix_utils.explanation import attribution
 from cervix_utils.training import losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = ["white", "background", "mean", "blurred"]
+KINDS = ["white", "background", "blurred"]
 
 
 def smooth_net(outputs: int = 5) -> nn.Module:
@@ -37,9 +35,9 @@ def from_pixels(model: nn.Module, grades: int = 0) -> attribution.FromPixels:
 
 
 def begin(kind: str, pixels: torch.Tensor) -> torch.Tensor:
-    """Any baseline of ``pixels``, with random masks and a random mean picture."""
+    """Any baseline of ``pixels``, with random masks."""
     masks = np.random.default_rng(0).integers(0, 5, (len(pixels), *pixels.shape[2:]))
-    return attribution.baseline(kind, pixels, masks, torch.rand(pixels.shape[1:]))
+    return attribution.baseline(kind, pixels, masks)
 
 
 def test_every_baseline_has_a_name():
@@ -85,10 +83,8 @@ def test_background_is_the_mean_colour_of_each_cells_own_background():
     assert (found - expected[:, :, None, None]).abs().max() < 1e-6
 
 
-def test_the_other_baselines():
+def test_the_blurred_baseline_has_the_colours_without_the_shapes():
     pixels = torch.rand(2, 3, 16, 16)
-    mean = torch.rand(3, 16, 16)
-    assert torch.equal(attribution.baseline("mean", pixels, mean=mean), torch.stack([mean, mean]))
     blurred = attribution.baseline("blurred", pixels)
     assert blurred.shape == pixels.shape and blurred.std() < 0.5 * pixels.std()
     flat = torch.full((1, 3, 16, 16), 0.3)
@@ -107,11 +103,10 @@ def test_a_picture_without_background_starts_from_the_median_of_its_edge():
     assert torch.equal(found[1, :, 3, 1], torch.stack(ring).median(dim=0).values)
 
 
-@pytest.mark.parametrize("kind", ["mean", "background", "black"])
-def test_a_baseline_that_cannot_be_made_says_which_can_and_what_they_need(kind):
-    words = rf"baseline '{kind}' cannot be made: .* background \(needs masks\), mean \(needs a mean"
+def test_an_unknown_baseline_is_refused_with_those_that_are_known():
+    words = "unknown baseline 'black': known are white, background, blurred"
     with pytest.raises(attribution.AttributionError, match=words):
-        attribution.baseline(kind, torch.rand(1, 3, 8, 8))
+        attribution.baseline("black", torch.rand(1, 3, 8, 8))
 
 
 class Toy(nn.Module):
@@ -166,15 +161,14 @@ def test_grad_cam_is_scaled_up_to_the_picture_and_leaves_the_network_frozen():
     assert not any(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("method", [attribution.grad_cam, attribution.guided_grad_cam])
-def test_a_network_without_a_last_convolutional_layer_is_refused_with_its_layers(method):
+def test_a_network_without_a_last_convolutional_layer_is_refused_with_its_layers():
     other = nn.Sequential()
     other.body, other.fc = nn.Conv2d(3, 2, 1), nn.Linear(2, 5)
     words = "called layer4 or features or trunk_output; this one has: body, fc"
     with pytest.raises(attribution.AttributionError, match=words):
-        method(from_pixels(other), torch.rand(1, 3, 8, 8))
+        attribution.grad_cam(from_pixels(other), torch.rand(1, 3, 8, 8))
     with pytest.raises(attribution.AttributionError, match="this one has: none"):
-        method(from_pixels(nn.Conv2d(3, 2, 1)), torch.rand(1, 3, 8, 8))
+        attribution.grad_cam(from_pixels(nn.Conv2d(3, 2, 1)), torch.rand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("architecture", ["convnext_tiny", "mobilenet_v3_small", "regnet_y_400mf"])
@@ -185,45 +179,12 @@ def test_other_architectures_are_explained_at_their_last_convolutional_layer(arc
         attribution.FromPixels(model, [0.5] * 3, [0.25] * 3, 5),
         torch.rand(2, 3, 64, 64),
     )
-    for target in (attribution.grad_cam, attribution.guided_grad_cam):
-        found = target(network, pixels)
-        assert found.shape == (2, 64, 64) and np.isfinite(found).all()
+    found = attribution.grad_cam(network, pixels)
+    assert found.shape == (2, 64, 64) and np.isfinite(found).all()
     maps = [
         attribution.grad_cam(from_pixels(model), pixels, torch.tensor([k, k])) for k in range(5)
     ]
     assert np.ptp(maps) > 0
-
-
-@pytest.fixture(scope="module")
-def residual() -> attribution.FromPixels:
-    """A small ResNet as torchvision builds it, with random weights."""
-    torch.manual_seed(0)
-    return attribution.FromPixels(resnet18(num_classes=5), [0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
-
-
-@pytest.mark.parametrize("target", [None, torch.tensor([3, 1])])
-def test_guided_grad_cam_is_guided_gradients_times_grad_cam(residual, target):
-    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    network = copy.deepcopy(residual)
-    network.grades = 5 if target is None else 0
-    found = attribution.guided_grad_cam(network, pixels, target)
-    chosen = network if target is None else lambda x: network(x)[torch.arange(2), target]
-    guided = naive.guided_gradients(network, chosen, pixels)
-    expected = (guided * attribution.grad_cam(network, pixels, target)[:, None]).sum(axis=1)
-    assert found.shape == (2, 64, 64) and np.isfinite(found).all() and np.abs(expected).max() > 0
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-
-
-def test_guided_grad_cam_leaves_the_network_as_it_was(residual):
-    pixels = torch.rand(2, 3, 32, 32)
-    before = residual(pixels)
-    attribution.guided_grad_cam(residual, pixels, torch.tensor([0, 1]))
-    parts = list(residual.modules())
-    assert torch.equal(residual(pixels), before)
-    assert all(part.inplace for part in parts if isinstance(part, nn.ReLU))
-    assert not any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts
-    )
 
 
 @pytest.mark.parametrize("side", [8, 16, 20, 24])
@@ -289,7 +250,6 @@ def test_every_map_is_computed_in_full_float32(rough, small_network):
     white = torch.ones_like(pixels)
     for make in (
         lambda: attribution.grad_cam(network, pixels),
-        lambda: attribution.guided_grad_cam(network, pixels),
         lambda: attribution.occlusion(network, pixels, white),
         lambda: attribution.integrated_gradients(network, pixels, white, 4).maps,
         lambda: attribution.smoothed_gradients(network, pixels, white),
@@ -415,14 +375,6 @@ def test_steps_end_at_the_most_that_is_allowed_and_the_delta_says_so(monkeypatch
     found = attribution.integrated_gradients(wave, images, 0 * images, 3, bound=1e-6)
     assert found.steps[0] == 2 and 12 <= found.steps[1] <= 20
     assert abs(found.deltas[1]) > 1e-6
-
-
-def test_a_baseline_of_another_shape_is_refused(pixels):
-    with pytest.raises(
-        attribution.AttributionError,
-        match=r"shape \(1, 3, 8, 8\), the images \(3, 3, 8, 8\): give one",
-    ):
-        attribution.integrated_gradients(wave, pixels, pixels[:1])
 
 
 def test_gradients_that_are_not_finite_are_refused_with_the_image(pixels):

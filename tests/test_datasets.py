@@ -98,12 +98,12 @@ SUFFIXED = ["normal_superficiel_org_74_jpeg", "Normal_Superficial_74", "normal_s
 
 @pytest.mark.parametrize("folder", [*SPELLINGS, " 01. normal_superficiel ", *SUFFIXED])
 def test_spellings_of_a_class(folder):
-    assert datasets.herlev_class(folder) == FRENCH
+    assert HERLEV.place((folder,)) == ("herlev", FRENCH)
 
 
 @pytest.mark.parametrize("folder", ["normal", "abnormal_superficiel", "normal_superficiel_old", ""])
 def test_what_is_no_class_of_herlev(folder):
-    assert datasets.herlev_class(folder) is None
+    assert HERLEV.place((folder,)) == ("herlev", None)
 
 
 def test_system_files_are_excluded_and_named(herlev):
@@ -282,7 +282,7 @@ def test_data_root_that_cannot_be_used_says_what_it_should_hold(tmp_path, task, 
     monkeypatch.delenv("CERVIX_DATA", raising=False)
     with pytest.raises(datasets.DataError, match=r"DATA=.*CERVIX_DATA"):
         datasets.find("", task)
-    with pytest.raises(datasets.DataError, match=rf"nowhere does not exist.*{first}"):
+    with pytest.raises(datasets.DataError, match=rf"nowhere cannot be read.*No such file.*{first}"):
         datasets.find(str(tmp_path / "nowhere"), task)
     with pytest.raises(datasets.DataError, match=rf"no folder '{first}' \(found: nothing\)"):
         datasets.find(str(tmp_path), task)
@@ -379,7 +379,7 @@ def test_state_changes_with_names_sizes_times_and_what_the_entry_says(herlev, mo
     os.utime(file.with_name("other.BMP"), ns=(1, 1))
     states.append(state())
     for change in (
-        {"name_group": len},
+        {"group": "(.)"},
         {"masks": False},
         {"labels": {**HERLEV.labels, "x": "normal"}},
     ):

@@ -160,19 +160,6 @@ def test_sizes_are_honoured(tmp_path, drawn, cells_per_class, photographs):
     assert len(list((folder / "mobileodt/test").glob("*.jpg"))) == demo.TEST_PHOTOGRAPHS
 
 
-@pytest.mark.parametrize(("cells_per_class", "photographs"), [(1, 3), (2, 2)])
-def test_too_few_pictures_are_refused(tmp_path, cells_per_class, photographs):
-    with pytest.raises(ValueError, match="at least 2 cells a class and 3 photographs a type"):
-        demo.write_demo(tmp_path / "demo", 0, cells_per_class, photographs)
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path):
-    (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty"):
-        demo.write_demo(tmp_path, 1, 2, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
-
-
 def test_an_interrupted_drawing_leaves_nothing_and_a_finished_one_is_kept(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

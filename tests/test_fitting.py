@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from torch import nn
 
-from cervix_utils.data import squares, tables
+from cervix_utils.data import images, tables
 from cervix_utils.training import fitting, learners, losses, networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -232,7 +232,7 @@ def test_predictions_are_those_of_each_picture_in_order(tiny_demo, pipeline):
     table = tables.check(fitting.predict(model, split, recipe), recipe.task)
     assert list(table.columns) == tables.columns(recipe.task)
     assert table[tables.NAMES].equals(split[tables.NAMES].reset_index(drop=True))
-    pictures = np.stack([squares.one(file, 32) for file in split["path"]])
+    pictures = images.squares(split["path"], 32)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (recipe.mean, recipe.std))
     with torch.inference_mode():
         output = model.eval()((torch.from_numpy(pictures) / 255 - mean) / std)

@@ -20,7 +20,7 @@ from fastai.torch_core import TensorCategory, TensorImage, set_seed
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from cervix_utils.data import datasets, squares
+from cervix_utils.data import datasets, images, squares
 from cervix_utils.training import fitting, learners, networks, runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def titles() -> list[str]:
 def is_shown(ax, file) -> bool:
     """Whether ``ax`` shows the picture of a file, up to the rounding of grey values 0..255."""
     shown = ax.images[0].get_array().transpose(2, 0, 1).astype(int)
-    return np.abs(shown - squares.one(file, 32)).max() <= 1
+    return np.abs(shown - images.squares([file], 32)[0]).max() <= 1
 
 
 def expected(case, part: str) -> np.ndarray:
@@ -306,7 +306,7 @@ def loaders_of(data_root, split=None, **changes):
 
 def test_training_labels_belong_to_their_pictures(tiny_demo):
     loaders, split = loaders_of(tiny_demo, **toys.STILL, batch_size=22)
-    pictures = np.stack([squares.one(file, 32) for file in split["path"]]).astype(np.float32)
+    pictures = images.squares(split["path"], 32).astype(np.float32)
     (normalize,) = [t for t in loaders.train.after_batch if type(t).__name__ == "Normalize"]
     x, y = loaders.train.one_batch()
     for picture, target in zip(normalize.decode(x) * 255, y.tolist()):

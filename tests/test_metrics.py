@@ -7,7 +7,6 @@ import naive
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from cervix_utils import paths
 from cervix_utils.data import datasets, tables
@@ -183,56 +182,6 @@ def test_operating_points_by_hand():
     assert metrics.sensitivity_at(1.0, ~sick, -score, once)[0] == 0.9
     all_sick = np.ones(3, bool)
     assert np.isnan(metrics.sensitivity_at(0.9, all_sick, np.arange(3.0), np.ones((1, 3)))[0])
-
-
-# Medians and rank correlations
-
-
-def weighed(seed: int, n: int = 12) -> tuple[np.ndarray, ...]:
-    """Three rows of numbers with ties, and weights of five resamples, many of them zero."""
-    rng = np.random.default_rng(seed)
-    x, y, z = rng.integers(0, 6, (3, n)) / 2.0
-    return x, x + 2 * y, x + z, rng.choice([0, 0, 1, 2, 5], (5, n))
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_medians_and_rank_correlations_equal_those_of_repeated_rows(seed):
-    x, y, z, weights = weighed(seed)
-    rows = [[np.repeat(values, row) for values in (x, y, z)] for row in weights]
-    slow = {
-        "median": [np.median(a) for a, _, _ in rows],
-        "spearman": [stats.spearmanr(a, b).statistic for a, b, _ in rows],
-        "partial": [naive.partial_spearman(*each) for each in rows],
-    }
-    fast = {
-        "median": metrics.median(x, weights),
-        "spearman": metrics.spearman(x, y, weights),
-        "partial": metrics.partial_spearman(x, y, z, weights),
-    }
-    for name in slow:
-        np.testing.assert_allclose(fast[name], slow[name], rtol=0, atol=1e-10, err_msg=name)
-
-
-def test_a_median_lies_halfway_where_the_weight_is_halved_and_skips_what_has_none():
-    values = np.array([4.0, 1.0, 3.0, 2.0])
-    weights = [[1, 1, 1, 1], [2, 2, 0, 0], [1, 0, 0, 0], [0, 1, 0, 2], [0, 0, 0, 0]]
-    expected = [2.5, 2.5, 4, 2, np.nan]
-    np.testing.assert_array_equal(metrics.median(values, np.array(weights)), expected)
-    np.testing.assert_array_equal(metrics.median(values, np.array(weights) / 3), expected)
-
-
-def test_rank_correlations_reach_one_and_do_not_exist_where_nothing_varies():
-    x, z = np.arange(8.0), np.array([3.0, 1, 4, 1, 5, 9, 2, 6])
-    some = np.array([[1, 1, 1, 1, 1, 1, 1, 1], [1, 0, 2, 0, 3, 0, 1, 0]])
-    for sign in (1, -1):
-        straight = metrics.spearman(x, sign * np.exp(x), some)
-        np.testing.assert_allclose(straight, sign, rtol=0, atol=1e-12)
-        partial = metrics.partial_spearman(x, sign * x**3, z, some)
-        np.testing.assert_allclose(partial, sign, rtol=0, atol=1e-12)
-    none = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 7, 0, 0, 0]])
-    assert np.isnan(metrics.spearman(x, z, none)).all()
-    assert np.isnan(metrics.spearman(x, np.ones(8), some)).all()
-    assert np.isnan(metrics.partial_spearman(x, z, np.ones(8), some)).all()
 
 
 # Resampling

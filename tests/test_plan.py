@@ -118,7 +118,7 @@ NO_FILE = "/no/such/weights.pth"
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"data_root": "/no/such/folder"}, ["/no/such/folder", "does not exist", "herlev"]),
+        ({"data_root": "/no/such/folder"}, ["/no/such/folder", "No such file", "herlev"]),
         ({"data_root": ""}, ["DATA=", "CERVIX_DATA"]),
         ({"weights_resnet50": NO_FILE}, ["weights_resnet50", NO_FILE, "'imagenet'", "'none'"]),
         ({"weights_resnet101": NO_FILE}, ["weights_resnet101", NO_FILE]),

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -54,7 +55,7 @@ class Dataset:
     labels: Mapping[str, str] = field(default_factory=dict)  # class of a folder -> its label
     abnormal: tuple[str, ...] = ()  # classes that are illness; none where that is not asked
     benign: tuple[str, ...] = ()  # neither that nor quite normal: counted both ways
-    name_group: Callable[[str], str] = lambda stem: ""  # what a file name says of its group
+    group: str = "()"  # expression that any file name begins with; its part names the group
     by_class: bool = False  # whether name groups are numbered anew in each class
     stems: str = ".*"  # expression that the names of its images match, without suffix
     masks: bool = False  # whether it has masks: see MASK_STEM
@@ -94,9 +95,8 @@ def get(task: str) -> Dataset:
         raise DataError(f"unknown data set '{task}': known are {', '.join(DATASETS)}")
     if name == task:
         return found
-    sick = {kind: found.labels.get(kind, kind) in found.abnormal for kind in found.originals}
     words = {"title": f"{found.title}, normal or abnormal", "abnormal": two[1:], "ordered": True}
-    labels = {kind: two[ill] for kind, ill in sick.items()}
+    labels = {kind: two[found.labels.get(kind, kind) in found.abnormal] for kind in found.originals}
     return replace(found, classes=two, labels=labels, **words)
 
 
@@ -181,7 +181,7 @@ def _sort_files(root: Path, dataset: Dataset) -> tuple[list[dict], dict, dict[Pa
             name = _no_formula("/".join(filter(None, names)))
             label = dataset.labels.get(original, original)
             row = {"id": name, "source": source, "label": label, "original": original, "path": file}
-            group = _no_formula(dataset.name_group(file.stem))
+            group = _no_formula(re.match(dataset.group, file.stem)[1] or "")
             group = f"{original}/{group}" if group and dataset.by_class else group
             rows.append(row | {"severity": grades.get(label, 0), "name_group": group})
     rows.sort(key=lambda row: row["source"] != "train")  # the first of two equal pictures is kept
@@ -270,20 +270,19 @@ def find(data_root: str, task: str, seed: int = 0) -> Path:
     if not value:
         raise DataError("data_root is empty: give DATA=/path or set the variable CERVIX_DATA")
     root = demo.folder_of(seed) if data_root == "demo" else paths.resolve(value)
+    wanted = dataset.folders[0]
     try:
-        if not root.is_dir():
-            raise DataError(f"data root {root} does not exist; it should hold {dataset.folders[0]}")
         content = sorted(root.iterdir())
         named = [path for path in content if path.name.lower() in dataset.folders]
         found = [folder for folder in named if folder.is_dir()]
-    except OSError as error:
-        raise DataError(f"data root {root} cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        words = f"cannot be read ({error}); it should hold {wanted}"
+        raise DataError(f"data root {root} {words}") from None
     if len(found) == 1:
         return found[0]
     names = ", ".join(_readable(path.relative_to(root)) for path in (found or content)[:8])
-    what = f"{'two folders' if found else 'no folder'} '{dataset.folders[0]}'"
-    found = f"(found: {names or 'nothing'}); see README, Data, for the layout"
-    raise DataError(f"data root {root} holds {what} {found}")
+    what = f"{'two folders' if found else 'no folder'} '{wanted}' (found: {names or 'nothing'})"
+    raise DataError(f"data root {root} holds {what}; see README, Data, for the layout")
 
 
 def state(data_root: str, task: str, seed: int = 0) -> str:
@@ -292,12 +291,11 @@ def state(data_root: str, task: str, seed: int = 0) -> str:
     They also change with what its entry in DATASETS says of the files. No file is opened.
     """
     root, dataset = find(data_root, task, seed), get(task)
-    entries = [(TABLE_VERSION, dataset.classes, dict(dataset.labels), dataset.masks)]
-    entries.append((dataset.by_class, dataset.stems))
+    entries = [TABLE_VERSION, replace(dataset, place=None)]
     for file, unfit in _files(root).items():
         relative, stat = file.relative_to(root), None if unfit else file.stat()
-        said = (unfit, dataset.place(relative.parts[:-1]), dataset.name_group(file.stem))
-        entries.append((str(relative), stat and (stat.st_size, stat.st_mtime_ns), said))
+        place = dataset.place(relative.parts[:-1])
+        entries.append((str(relative), stat and (stat.st_size, stat.st_mtime_ns), unfit, place))
     return paths.digest(entries)
 
 
@@ -314,10 +312,9 @@ def load(data_root: str, task: str, seed: int = 0) -> tuple[pd.DataFrame, pd.Dat
 
     folder = paths.cached("table", (str(root), task, state(data_root, task, seed)), make)
     try:
-        table, exclusions = (pd.read_parquet(folder / name) for name in TABLES)
+        return tuple(pd.read_parquet(folder / name) for name in TABLES)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} is damaged: delete that folder ({error})") from error
-    return table, exclusions
 
 
 def fingerprint(table: pd.DataFrame) -> str:
@@ -329,27 +326,20 @@ def fingerprint(table: pd.DataFrame) -> str:
 FACTS = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text())
 
 
-def herlev_class(folder: str) -> str | None:
-    """Herlev's class for the name of a folder: plain, numbered (``1_normal_superficiel``), with a
-    suffix (``normal_superficiel_org_74_jpeg``), in any case, or in English spelling."""
-    plain = re.sub(r"^\d+[\s_.-]*", "", folder.strip().lower())
-    plain = re.sub(r"[\s-]+", "_", plain).replace("superficial", "superficiel")
-    plain = re.sub(r"(_org)?(_\d+)?(_(jpe?g|png|bmp))?$", "", plain)
-    return plain if plain in FACTS["herlev"]["labels"] else None
+def cell_place(task: str, folders: tuple[str, ...]) -> tuple[str, str | None]:
+    """(source, class) of a file: the nearest of its folders that names a class of ``task``.
 
-
-def herlev_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
-    """(source, class) of a file: the nearest of its folders that names a class."""
-    names = map(herlev_class, reversed(folders))
-    return "herlev", next(filter(None, names), None)
-
-
-def sipakmed_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
-    """(source, class) of a file: the nearest of its folders that names a class, be it
-    ``im_Parabasal``, ``Parabasal_flat`` or ``Parabasal``."""
-    known = FACTS["sipakmed"]["classes"]
-    plain = [re.sub(r"^im_|_flat$", "", name.lower()).replace("-", "_") for name in folders]
-    return "sipakmed", next((name for name in reversed(plain) if name in known), None)
+    Plain, numbered (``1_normal_superficiel``), with a suffix (``normal_superficiel_org_74_jpeg``,
+    ``Parabasal_flat``) or ``im_`` before it, in any case, or Herlev's in English spelling.
+    """
+    known = FACTS[task].get("labels", FACTS[task]["classes"])
+    for folder in reversed(folders):
+        plain = re.sub(r"^(\d+[\s_.-]*|im_)", "", folder.strip().lower())
+        plain = re.sub(r"[\s-]+", "_", plain).replace("normal_superficial", "normal_superficiel")
+        plain = re.sub(r"(_flat|(_org)?(_\d+)?(_(jpe?g|png|bmp))?)$", "", plain)
+        if plain in known:
+            return task, plain
+    return task, None
 
 
 def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
@@ -362,14 +352,10 @@ def colposcopy_place(folders: tuple[str, ...]) -> tuple[str, str | None]:
     return source, "" if source == "test" else label
 
 
-OWN = {  # what each makes of folders, and of names
-    "herlev": (herlev_place, lambda stem: stem.split("-")[0] if stem.count("-") >= 2 else ""),
-    "colposcopy": (colposcopy_place, lambda stem: ""),
-    "sipakmed": (sipakmed_place, lambda stem: stem.split("_")[0]),
-}
-for _name, (_place, _group) in OWN.items():
-    _facts = {k: tuple(v) if isinstance(v, list) else v for k, v in FACTS[_name].items()}
-    register(Dataset(name=_name, place=_place, name_group=_group, **_facts))
+for _name, _facts in FACTS.items():
+    _facts = {k: tuple(v) if isinstance(v, list) else v for k, v in _facts.items()}
+    _place = colposcopy_place if _name == "colposcopy" else partial(cell_place, _name)
+    register(Dataset(name=_name, place=_place, **_facts))
 for _module in re.findall(r"[\w.]+", os.environ.get("CERVIX_PLUGINS", "")):
     try:
         importlib.import_module(_module)

@@ -195,13 +195,9 @@ def write_demo(folder: Path, seed: int = 0, cells: int = 14, photographs: int = 
 
     Unusable on purpose, beyond those counts: a JPEG of 0 bytes (additional/Type_1), one cut in
     half (Type_2); in carcinoma_in_situ a mask without image and an image whose mask has another
-    size; one ``Thumbs.db``. Raises ValueError for too few pictures, FileExistsError if ``folder``
-    holds other files. Returns ``folder``.
+    size; one ``Thumbs.db``. At least 2 cells and 3 photographs. FileExistsError where one of the
+    three is there. Returns ``folder``.
     """
-    if cells < 2 or photographs < 3:
-        raise ValueError("a demo needs at least 2 cells a class and 3 photographs a type")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: remove what it holds, or name another")
     _write_herlev(folder / "herlev", seed, cells)
     _write_mobileodt(folder / "mobileodt", seed, photographs)
     _write_sipakmed(folder / "sipakmed", seed, cells)

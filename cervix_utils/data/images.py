@@ -25,8 +25,7 @@ def open_image(path: str | Path, least: int = 0) -> Image.Image:
     """
     with Image.open(path, formats=FORMATS) as image:
         if least:
-            sides = [2 * least * side / max(image.size) for side in image.size]
-            image.draft(None, [int(side) or 1 for side in sides])
+            image.draft(None, [2 * least * side // max(image.size) or 1 for side in image.size])
         if image.mode[0] in "IF":  # Pillow would cut them off
             raise ValueError(f"{image.mode} pixels, 8 bits a colour are needed")
         image.load()
@@ -75,13 +74,12 @@ def outlined(file: Path) -> Image.Image:
         try:
             corners = np.loadtxt(outline, delimiter=",", ndmin=2).reshape(-1, 2)
         except (OSError, ValueError):
-            raise ValueError(
-                f"{file}: outline {outline.name} is missing or no lines 'x,y'"
-            ) from None
+            words = f"outline {outline.name} is missing or no lines 'x,y'"
+            raise ValueError(f"{file}: {words}") from None
         if len(corners) < 3 or not ((corners >= -1) & (corners <= mask.size)).all():
             size = f"{mask.width}x{mask.height}"
             raise ValueError(f"{file}: outline {outline.name} leaves its {size} picture or is none")
-        ImageDraw.Draw(mask).polygon([tuple(corner) for corner in corners], fill=index)
+        ImageDraw.Draw(mask).polygon(corners.ravel().tolist(), fill=index)
     return mask
 
 
@@ -162,7 +160,11 @@ def squares(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
 
 def square_masks(files: Iterable[str], size: int, window: int = 0) -> np.ndarray:
     """Masks in the geometry of ``squares``: uint8 indices (n, size, size); the filling counts as
-    background."""
-    nearest = Image.Resampling.NEAREST
-    masks = [frame(open_mask(file), size, window, BACKGROUND, nearest) for file in files]
-    return np.stack(masks)
+    background. All is unknown (0) where ``files`` has no name, but ''."""
+
+    def read(file: str) -> np.ndarray:
+        if not file:
+            return np.zeros((size, size), np.uint8)
+        return frame(open_mask(file), size, window, BACKGROUND, Image.Resampling.NEAREST)
+
+    return np.stack([read(file) for file in files])

@@ -133,9 +133,7 @@ def assign_parts(
         raise SplitError(f"fold {fold} asked for, but folds are numbered 0 to {n_folds - 1}")
     sources, grouped = PROTOCOLS[protocol].sources, PROTOCOLS[protocol].grouped
     pick = _pick_groups if grouped else _pick
-    used = table["label"] != ""
-    if sources:
-        used &= table["source"].isin(sources)
+    used = (table["label"] != "") & table["source"].isin(sources or table["source"])
     table = table[used].reset_index(drop=True)
     if fraction is None:
         test = _folds(table, grouped, n_folds, seed)[fold]
@@ -156,9 +154,8 @@ def inner(split: pd.DataFrame, n_folds: int, seed: int = 0) -> list[pd.DataFrame
     choices that may see no image of the outer test part. SplitError where a class is too small.
     """
     inside = split[split["part"] != "test"].reset_index(drop=True)
-    grouped = PROTOCOLS[split["protocol"].iloc[0]].grouped
-    held_out = _folds(inside, grouped, n_folds, seed)
-    parts = [np.where(inside.index.isin(rows), "test", "train") for rows in held_out]
+    folds = _folds(inside, PROTOCOLS[split["protocol"].iloc[0]].grouped, n_folds, seed)
+    parts = [np.where(inside.index.isin(rows), "test", "train") for rows in folds]
     return [inside.assign(part=part) for part in parts]
 
 
@@ -192,6 +189,5 @@ def audit(split: pd.DataFrame, distance: int) -> pd.DataFrame:
         f"hash within {distance} bits": np.isin(np.arange(len(split)), near),
         "same group": split["group"].isin(split["group"][~test]),
     }
-    counts = [int((match & test).sum()) for match in matches.values()]
-    table = pd.DataFrame({"match": list(matches), "images": counts})
-    return table.assign(share=table["images"] / test.sum(), n_test=int(test.sum()))
+    images = pd.DataFrame(matches)[test].sum().rename_axis("match").reset_index(name="images")
+    return images.assign(share=images["images"] / test.sum(), n_test=int(test.sum()))

@@ -31,24 +31,21 @@ def as_predictions(rows: pd.DataFrame, values: np.ndarray, task: str) -> pd.Data
     ``score`` is the expected grade 1..k, or the score itself; scores leave the p_ columns empty.
     """
     dataset = datasets.get(task)
-    table, values = rows[NAMES].reset_index(drop=True), np.asarray(values, dtype=float)
-    is_score = values.shape[1] == 1
-    for index, name in enumerate(dataset.classes):
-        table[f"p_{name}"] = np.nan if is_score else values[:, index]
-    if dataset.ordered:
-        grades = np.arange(1, len(dataset.classes) + 1)
-        table["score"] = values[:, 0] if is_score else values @ grades
-    return table
+    table, scores = rows[NAMES].reset_index(drop=True), np.asarray(values, dtype=float)
+    names = [f"p_{name}" for name in dataset.classes]
+    table[names] = scores if scores.shape[1] > 1 else np.nan
+    if scores.shape[1] > 1:
+        scores = scores @ np.arange(1, len(names) + 1)
+    return table.assign(score=scores) if dataset.ordered else table
 
 
 def check(table: pd.DataFrame, task: str, where: str | Path = "predictions") -> pd.DataFrame:
     """``table`` itself, or PredictionsError for columns, parts, labels or values that cannot be."""
     problems, classes = [], datasets.get(task).classes
-    for name in columns(task):
-        if name not in table:
-            raise PredictionsError(f"{where}: column '{name}' is missing; make the file again")
-    if table.empty:
-        raise PredictionsError(f"{where}: there are no rows; make the file again")
+    absent = [f"column '{name}' is missing" for name in columns(task) if name not in table]
+    if absent or table.empty:
+        what = absent[0] if absent else "there are no rows"
+        raise PredictionsError(f"{where}: {what}; make the file again")
     for column, allowed in (("part", PARTS), ("label", classes)):
         if wrong := sorted(set(table[column].astype(str)) - set(allowed)):
             problems.append(f"{column} '{wrong[0]}' is unknown, known are {', '.join(allowed)}")

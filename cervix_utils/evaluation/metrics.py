@@ -299,35 +299,6 @@ def tau_b(true: Array, score: Array, weights: Array) -> Array:
     return ratio(agreeing[0], np.sqrt(agreeing[1] * agreeing[2]))
 
 
-def median(values: Array, weights: Array) -> Array:
-    """Median of ``values`` (n,): the lowest that half of the weight does not exceed, halfway to the
-    next where it is exactly half; NaN where nothing has weight."""
-    order = np.argsort(values)
-    values, heavy = values[order], weights[:, order].cumsum(axis=1)
-    half = heavy[:, -1:] / 2
-    low = np.argmax(heavy >= half - 1e-9, axis=1)
-    high = np.argmax(heavy > half + 1e-9, axis=1)
-    return np.where(half[:, 0] > 0, (values[low] + values[high]) / 2, np.nan)
-
-
-def spearman(x: Array, y: Array, weights: Array) -> Array:
-    """Spearman's rank correlation of ``x`` and ``y`` (n,), ties sharing their mean rank."""
-    ranks = []
-    for values in (x, y):
-        rank = weights @ in_order(values, values).T
-        centre = (weights * rank).sum(axis=1, keepdims=True)
-        ranks.append(rank - ratio(centre, weights.sum(axis=1, keepdims=True)))
-    a, b = ranks
-    squares = (weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1)
-    return ratio((weights * a * b).sum(axis=1), np.sqrt(squares))
-
-
-def partial_spearman(x: Array, y: Array, held: Array, weights: Array) -> Array:
-    """First-order partial Spearman correlation of ``x`` and ``y``, ``held`` (n,) held constant."""
-    xy, xz, yz = (spearman(*pair, weights) for pair in ((x, y), (x, held), (y, held)))
-    return ratio(xy - xz * yz, np.sqrt((1 - xz**2) * (1 - yz**2)))
-
-
 def sensitivity_at(specificity: float, positive: Array, score: Array, weights: Array) -> Array:
     """Highest sensitivity of any threshold on ``score`` with at least this specificity (0..1).
 

@@ -1,24 +1,22 @@
 """Where a network's answer comes from: Integrated Gradients, Grad-CAM and occlusion, by captum."""
 
-import copy
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerGradCam, NoiseTunnel, Occlusion
+from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 from torchvision.transforms.functional import gaussian_blur
 
 from cervix_utils.data.images import BACKGROUND
 from cervix_utils.training import losses, networks
 
-BASELINES = ["white", "background", "mean", "blurred"]
+BASELINES = ["white", "background", "blurred"]
 LAYERS = ["layer4", "features", "trunk_output"]  # where torchvision's convolutions end
-TOGETHER, BATCH, MOST = 8, 32, 512  # images refined at once, images in one pass, points an image
+BATCH, MOST = 32, 512  # images in one pass, points on the way of an image
 Function = Callable[[Tensor], Tensor]
 
 
@@ -57,36 +55,29 @@ class FromPixels(nn.Module):
     def __init__(self, model: nn.Module, mean: list[float], std: list[float], grades: int = 0):
         super().__init__()
         self.model = networks.fold_batch_norms(model).requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.grades = grades
-        self.to(next(model.parameters()).device)
+        self.normalize, self.grades = Normalize(mean, std), grades
 
     def forward(self, pixels: Tensor) -> Tensor:
-        inputs = (pixels - self.mean) / self.std
+        inputs = self.normalize(pixels)
         outputs = self.model(inputs.contiguous(memory_format=torch.channels_last))
         return losses.score(outputs) if self.grades else outputs
 
 
-def baseline(kind: str, pixels: Tensor, masks=None, mean=None) -> Tensor:
+def baseline(kind: str, pixels: Tensor, masks=None) -> Tensor:
     """Starting images (n, 3, s, s) in 0..1 for ``pixels`` of that shape, of one of BASELINES.
 
     ``white`` (paper H), ``background`` (mean colour of each cell's own background, index 4 of its
-    ``masks`` (n, s, s); the median of the picture's edge where a mask has none), ``mean`` (the
-    mean training picture, a tensor (3, s, s)), ``blurred``. AttributionError where what it needs is
-    missing.
+    ``masks`` (n, s, s); the median of the picture's edge where a mask has none), ``blurred``.
+    AttributionError for another kind.
     """
     if kind == "white":
         return torch.ones_like(pixels)
     if kind == "blurred":
         side = pixels.shape[-1]
         return gaussian_blur(pixels, side // 4 * 2 + 1, side / 10)
-    if kind == "mean" and mean is not None:
-        return mean.to(pixels).expand_as(pixels)
-    if kind == "background" and masks is not None:
+    if kind == "background":
         return _background(pixels, masks)[:, :, None, None].expand_as(pixels)
-    known = "white, background (needs masks), mean (needs a mean picture), blurred"
-    raise AttributionError(f"baseline '{kind}' cannot be made: known are {known}")
+    raise AttributionError(f"unknown baseline '{kind}': known are {', '.join(BASELINES)}")
 
 
 def _background(pixels: Tensor, masks: np.ndarray) -> Tensor:
@@ -101,9 +92,8 @@ def _background(pixels: Tensor, masks: np.ndarray) -> Tensor:
 def _layer(network: FromPixels) -> nn.Module:
     """The layer that Grad-CAM looks at, one of LAYERS; AttributionError where there is none."""
     layers = dict(network.model.named_children())
-    for name in LAYERS:
-        if name in layers:
-            return layers[name]
+    if found := [layers[name] for name in LAYERS if name in layers]:
+        return found[0]
     words = f"Grad-CAM needs a network with a layer called {' or '.join(LAYERS)}"
     raise AttributionError(f"{words}; this one has: {', '.join(layers) or 'none'}")
 
@@ -120,20 +110,6 @@ def grad_cam(network: FromPixels, pixels: Tensor, target=None) -> np.ndarray:
     maps = cam.attribute(inputs, target=target, relu_attributions=True)
     maps = nn.functional.interpolate(maps, pixels.shape[-2:], mode="bilinear")
     return maps[:, 0].detach().cpu().numpy()
-
-
-@full_float32()
-def guided_grad_cam(network: FromPixels, pixels: Tensor, target=None) -> np.ndarray:
-    """Guided Grad-CAM (Selvaraju et al. 2017, section 3.2) as ``grad_cam``, summed over colours."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False  # captum's hooks on ReLU cannot see a value that is overwritten
-    guided = GuidedGradCam(network, _layer(network))
-    inputs = pixels.detach().requires_grad_()
-    with warnings.catch_warnings(action="ignore"):  # captum announces its hooks
-        maps = guided.attribute(inputs, target=target, interpolate_mode="bilinear")
-    return maps.sum(dim=1).detach().cpu().numpy()
 
 
 @full_float32()
@@ -168,38 +144,26 @@ def integrated_gradients(
     each integrated by captum. What a segment's sum lacks to the difference of the function over it
     is its own delta. In every image whose delta, or root of the summed squares of its segments'
     deltas (for errors that cancel), is above ``bound``, the segments with at least half of the
-    largest delta are halved, until both are below or MOST points are used. Segments of 8 images
-    share batches of 32.
+    largest delta are halved, until both are below or MOST points are used.
 
-    Raises AttributionError for a baseline of another shape, or gradients that are not finite.
+    Raises AttributionError for gradients that are not finite.
     """
-    if start.shape != pixels.shape:
-        shapes = f"the baseline has shape {tuple(start.shape)}, the images {tuple(pixels.shape)}"
-        raise AttributionError(f"{shapes}: give one baseline an image")
-    parts = []
-    for images, origins in zip(pixels.split(TOGETHER), start.split(TOGETHER)):
-        ways = _Ways(function, images, origins)
-        parts.append(_refined(ways, steps, bound))
-    result = Gradients(*map(np.concatenate, zip(*parts)))
-    damaged = np.flatnonzero(~np.isfinite(result.deltas))
-    if len(damaged):
+    images = zip(pixels.split(1), start.split(1), strict=True)
+    parts = [_refined(function, *image, steps, bound) for image in images]
+    result = Gradients(*map(np.stack, zip(*parts)))
+    if len(damaged := np.flatnonzero(~np.isfinite(result.deltas))):
         words = f"the gradients of image {damaged[0]} are not finite"
         raise AttributionError(f"{words}: the network or the image is damaged")
     return result
 
 
-@full_float32()
-def smoothed_gradients(function: Function, pixels: Tensor, start: Tensor, target=None):
-    """Integrated Gradients averaged over 5 copies of ``pixels`` with noise of the spread 0.1, by
-    captum (SmoothGrad, Smilkov et al. 2017): (n, s, s) in units of the function."""
-    tunnel, maps = NoiseTunnel(IntegratedGradients(function)), []
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for images, origins in zip(pixels.split(TOGETHER), start.split(TOGETHER)):
-            how = {"baselines": origins, "target": target, "internal_batch_size": BATCH}
-            colours = tunnel.attribute(images, "smoothgrad", 5, 1, 0.1, n_steps=32, **how)
-            maps.append(colours.sum(dim=1).detach().cpu().numpy())
-    return np.concatenate(maps)
+def smoothed_gradients(function: Function, pixels: Tensor, start: Tensor) -> np.ndarray:
+    """Integrated Gradients averaged over 5 copies of ``pixels`` with noise of the spread 0.1
+    (SmoothGrad, Smilkov et al. 2017): (n, s, s) in units of the function."""
+    draw = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(5, *pixels.shape, generator=draw).to(pixels)
+    maps = [integrated_gradients(function, pixels + each, start, 32).maps for each in noise]
+    return np.mean(maps, axis=0)
 
 
 @full_float32()
@@ -212,68 +176,36 @@ def answers(function: Function, pixels: Tensor, target: Tensor | None = None) ->
     return values.cpu().numpy()
 
 
-class _Ways(NamedTuple):
-    """A function and the straight ways from the baselines to a few images.
-
-    A segment of a way is a row of a table: image (index), low and high (places on the way, 0..1),
-    begin and end (the function there); once it is integrated, map (s, s) and error (what the map
-    has more than end - begin).
-    """
-
-    function: Function
-    pixels: Tensor
-    start: Tensor
-
-    def at(self, image: pd.Series, place: pd.Series) -> Tensor:
-        """The pictures at ``place`` (0..1) on the way of ``image`` (index)."""
-        image = torch.tensor(image.to_numpy())
-        start, pixels = self.start[image], self.pixels[image]
-        place = torch.tensor(place.to_numpy()).to(pixels).view(-1, 1, 1, 1)
-        return start + place * (pixels - start)
-
-    def values(self, image: pd.Series, place: pd.Series) -> np.ndarray:
-        """The function there."""
-        return answers(self.function, self.at(image, place)).astype(float)
-
-    def integrate(self, segments: pd.DataFrame) -> pd.DataFrame:
-        """``segments`` with their maps and errors."""
-        captum, maps = IntegratedGradients(self.function), []
-        for first in range(0, len(segments), BATCH // 2):
-            batch = segments.iloc[first : first + BATCH // 2]
-            ends = (self.at(batch["image"], batch[place]) for place in ("high", "low"))
-            colours = captum.attribute(*ends, n_steps=2)  # of Gauss and Legendre
-            maps.append(colours.sum(dim=1).detach().cpu().numpy())
-        maps = np.concatenate(maps)
-        errors = maps.sum(axis=(1, 2), dtype=float) - (segments["end"] - segments["begin"])
-        return segments.assign(map=list(maps), error=errors)
-
-
-def _refined(ways: _Ways, steps: int, bound: float) -> Gradients:
-    """``integrated_gradients`` by segments that are halved where they fall short."""
+def _refined(function: Function, pixels: Tensor, start: Tensor, steps: int, bound: float):
+    """(map (s, s), delta, points) of one image (1, 3, s, s): segments of its way, from low to high
+    (n,) in 0..1, are halved where they fall short."""
     edges = np.linspace(0, 1, max(steps // 2, 1) + 1)
-    points = pd.MultiIndex.from_product([range(len(ways.pixels)), edges], names=["image", "low"])
-    segments = points.to_frame(index=False)
-    segments["begin"] = ways.values(segments["image"], segments["low"])
-    segments[["high", "end"]] = segments.groupby("image")[["low", "begin"]].shift(-1)
-    segments = ways.integrate(segments.dropna(subset="high"))
-    while (cut := _to_halve(segments, bound)).any():
-        whole = segments[cut]
-        middle = (whole["low"] + whole["high"]) / 2
-        value = ways.values(whole["image"], middle)
-        first, second = whole.assign(high=middle, end=value), whole.assign(low=middle, begin=value)
-        halves = ways.integrate(pd.concat([first, second]))
-        segments = pd.concat([segments[~cut], halves], ignore_index=True)
-    image = segments["image"]
-    maps = np.stack(segments["map"].groupby(image).sum())
-    return Gradients(maps, np.bincount(image, segments["error"]), 2 * np.bincount(image))
+    low, high = edges[:-1], edges[1:]
+    maps, errors = _segments(function, pixels, start, low, high)
+    while (cut := _to_halve(errors, bound)).any():
+        middle = (low[cut] + high[cut]) / 2
+        halves = np.append(low[cut], middle), np.append(middle, high[cut])
+        low, high = (np.append(old[~cut], new) for old, new in zip((low, high), halves))
+        made = _segments(function, pixels, start, *halves)
+        maps, errors = (np.concatenate([a[~cut], b]) for a, b in zip((maps, errors), made))
+    return maps.sum(axis=0), errors.sum(), 2 * len(errors)
 
 
-def _to_halve(segments: pd.DataFrame, bound: float) -> pd.Series:
-    """Which segments are halved next; none where all images have converged or have MOST points."""
-    image, errors = segments["image"], segments["error"]
-    deltas, squares = np.bincount(image, errors), np.bincount(image, errors**2)
-    too_far = np.maximum(np.abs(deltas), np.sqrt(squares)) > bound
-    largest = errors.abs().groupby(image).transform("max")
-    cut = too_far[image] & (2 * errors.abs() >= largest)
-    points = 2 * np.bincount(image, 1 + cut)
-    return cut & (points <= MOST)[image]
+def _segments(function: Function, pixels: Tensor, start: Tensor, low, high) -> list[np.ndarray]:
+    """Maps (n, s, s) of the segments ``low`` to ``high`` (n,) of the way of one image; what their
+    sums have more than the change of the function."""
+    places, ends = np.unique([high, low], return_inverse=True)
+    way = start + torch.tensor(places).to(pixels).view(-1, 1, 1, 1) * (pixels - start)
+    values, captum, maps = answers(function, way).astype(float), IntegratedGradients(function), []
+    for segments in torch.tensor(ends).split(BATCH // 2, dim=1):
+        colours = captum.attribute(*way[segments], n_steps=2)  # of Gauss and Legendre
+        maps.append(colours.sum(dim=1).detach().cpu().numpy())
+    maps = np.concatenate(maps)
+    return [maps, maps.sum(axis=(1, 2), dtype=float) - (values[ends[0]] - values[ends[1]])]
+
+
+def _to_halve(errors: np.ndarray, bound: float) -> np.ndarray:
+    """Which segments are halved next; none where the image has converged or has MOST points."""
+    too_far = max(abs(errors.sum()), np.sqrt((errors**2).sum())) > bound
+    cut = too_far & (2 * np.abs(errors) >= np.abs(errors).max())
+    return cut & (2 * (len(errors) + cut.sum()) <= MOST)

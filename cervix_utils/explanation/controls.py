@@ -47,20 +47,15 @@ def randomised(model: nn.Module, layers: Sequence[str] = (), seed: int = 0) -> n
     """A copy of ``model`` in which the weights of ``layers`` (all if none is named) know nothing.
 
     Every convolution and linear weight there is drawn anew from a normal distribution with its mean
-    and spread, so that signals keep their size; biases and batch norms stay. Raises
-    AttributionError for an unknown layer.
+    and spread, so that signals keep their size; biases and batch norms stay.
     """
     changed, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    parts = dict(changed.named_children())
-    if missing := [name for name in layers if name not in parts]:
-        raise AttributionError(f"no layer '{missing[0]}': the network has {', '.join(parts)}")
-    with torch.no_grad():
-        for name in layers or layers_from_top(model):
-            for module in parts[name].modules():
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    weight = module.weight
-                    fresh = torch.randn(weight.shape, generator=draw) * weight.std().cpu()
-                    weight.copy_(fresh + weight.mean().cpu())
+    for name in layers or layers_from_top(model):
+        for module in changed.get_submodule(name).modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                weight = module.weight.data
+                fresh = torch.randn(weight.shape, generator=draw) * weight.std().cpu()
+                weight.copy_(fresh + weight.mean().cpu())
     return changed
 
 
@@ -91,11 +86,10 @@ def similarity(maps: np.ndarray, others: np.ndarray) -> pd.DataFrame:
 
     Columns: ``signed`` and ``absolute``.
     """
-    table = {}
-    for form, change in (("signed", np.asarray), ("absolute", np.abs)):
-        flat = [pd.DataFrame(change(values).reshape(len(values), -1)) for values in (maps, others)]
-        table[form] = flat[0].rank(axis=1).corrwith(flat[1].rank(axis=1), axis=1)
-    return pd.DataFrame(table)
+    a, b = (pd.DataFrame(values.reshape(len(values), -1)) for values in (maps, others))
+    signed = a.rank(axis=1).corrwith(b.rank(axis=1), axis=1)
+    absolute = a.abs().rank(axis=1).corrwith(b.abs().rank(axis=1), axis=1)
+    return pd.DataFrame({"signed": signed, "absolute": absolute})
 
 
 def agreement(explained: Sequence[Explained]) -> pd.DataFrame:
@@ -129,14 +123,10 @@ def blank(pixels: np.ndarray, masks: np.ndarray, region: str) -> np.ndarray:
     Nucleus and cell take the image's own median background colour, so that no new colour marks the
     place; the background takes one GREY for all images, which keeps the cell's outline and says
     nothing of the slide (GREY also serves where an image has no background). The outline of a
-    filled region can still be seen. Raises ValueError for an unknown region or shapes that differ.
+    filled region can still be seen.
     """
-    if region not in REGIONS:
-        raise ValueError(f"unknown region '{region}': known are {', '.join(REGIONS)}")
-    if pixels.shape != (len(masks), 3, *masks.shape[1:]):
-        raise ValueError(f"pixels {pixels.shape} and masks {masks.shape} do not fit each other")
     blanked = pixels.copy()
-    for picture, mask in zip(blanked, masks):
+    for picture, mask in zip(blanked, masks, strict=True):
         ground, colour = mask == images.BACKGROUND, np.array(GREY)
         if ground.any() and region != "background":
             colour = np.median(picture[:, ground], axis=1)

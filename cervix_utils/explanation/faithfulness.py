@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from cervix_utils.explanation.attribution import Function, full_float32
@@ -24,10 +25,10 @@ def curve(function: Function, pixels: Tensor, start: Tensor, maps: np.ndarray) -
     2018).
     """
     n, side = len(pixels), pixels.shape[-1]
-    order = np.argsort(-maps.reshape(n, -1), axis=1, kind="stable")
-    rank = torch.from_numpy(np.argsort(order, axis=1).reshape(n, 1, side, side)).to(pixels.device)
+    rank = stats.rankdata(-maps.reshape(n, -1), "ordinal", axis=1).reshape(n, 1, side, side)
+    rank = torch.from_numpy(rank).to(pixels.device)
     edges = np.linspace(0, side**2, POINTS + 1).round().astype(int)
-    values = [function(torch.where(rank < int(edge), start, pixels)) for edge in edges]
+    values = [function(torch.where(rank <= int(edge), start, pixels)) for edge in edges]
     return torch.stack(values, dim=1).float().cpu().numpy()
 
 

@@ -1,7 +1,7 @@
 """Explanations of a trained network: which images, maps made once and kept, a table of them."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -31,7 +31,6 @@ class Images:
     table: pd.DataFrame  # ABOUT, the run's predictions, path and mask
     pictures: np.ndarray  # uint8 (n, 3, s, s)
     masks: np.ndarray  # palette indices (n, s, s); 0, unknown, where an image has no mask
-    mean: Tensor | None  # the mean training picture (3, s, s) in 0..1
     device: str
 
     @cached_property
@@ -40,71 +39,45 @@ class Images:
 
     def first(self, n: int) -> "Images":
         """At most ``n`` of them (at least one), the first of each class, as many of each."""
-        rows = np.sort(_balanced(self.table["label"], max(n, 1), self.table["label"].nunique()))
+        rows = np.sort(_balanced(self.table["label"])[: max(n, 1)])
         table = self.table.iloc[rows].reset_index(drop=True)
         return replace(self, table=table, pictures=self.pictures[rows], masks=self.masks[rows])
 
     def baseline(self, kind: str) -> Tensor:
-        return attribution.baseline(kind, self.pixels, self.masks, self.mean)
+        return attribution.baseline(kind, self.pixels, self.masks)
 
 
-def _balanced(labels: pd.Series, n: int, n_classes: int) -> np.ndarray:
-    """Rows of at most ``n`` images: the first of each class, then the second of each, ..."""
-    place = labels.groupby(labels).cumcount().to_numpy()
-    order = np.argsort(place, kind="stable")
-    return order[place[order] < -(-n // n_classes)][:n]
+def _balanced(labels: pd.Series) -> np.ndarray:
+    """Rows in the order: the first of each class, then the second of each, ..."""
+    return np.argsort(labels.groupby(labels).cumcount(), kind="stable").to_numpy()
 
 
-def _tested(run: runs.Run, table: pd.DataFrame) -> pd.DataFrame:
-    """The run's test images with the class that it named (``predicted``)."""
-    test = run.test.merge(table[["id", "path", "mask", "severity", "original"]], on="id")
-    if test.empty:
-        words = "none of its test images is in this data: give the data it saw"
-        raise AttributionError(f"{run.name}: {words}")
-    classes = np.array(runs.recipe_of(run).classes)
-    return test.assign(predicted=classes[metrics.predicted_class(test)])
-
-
-def read(run: runs.Run, table: pd.DataFrame, device: str, mean: Tensor | None = None) -> Images:
+def read(run: runs.Run, table: pd.DataFrame, device: str) -> Images:
     """The pictures and masks of ``table`` as the network sees them."""
-    recipe = runs.recipe_of(run)
-    shape = recipe.image_size, recipe.window
-    pictures = images.squares(table["path"], *shape)
-    masks, has_mask = np.zeros_like(pictures[:, 0]), (table["mask"] != "").to_numpy()
-    if has_mask.any():
-        masks[has_mask] = images.square_masks(table.loc[has_mask, "mask"], *shape)
-    return Images(table, pictures, masks, mean, device)
+    shape = run.recipe["image_size"], run.recipe["window"]
+    masks = images.square_masks(table["mask"], *shape)
+    return Images(table, images.squares(table["path"], *shape), masks, device)
 
 
-def choose(run: runs.Run, table: pd.DataFrame, n: int, seed: int, device: str = "cpu") -> Images:
-    """At most ``n`` test images of ``run`` drawn at random, as many of each class, by severity.
+def choose(run: runs.Run, table, n: int, seed: int, device="cpu", right=False) -> Images:
+    """At most ``n`` test images of ``run`` drawn at random, as many of each class, by class.
 
-    Images with a mask where there are any; without one shares cannot be measured. Raises
-    AttributionError where ``n`` is 0 or ``table`` holds no test image of the run.
+    Images with a mask where there are any; without one shares cannot be measured. ``right``: those
+    alone that the run named rightly. Raises AttributionError where there are none.
     """
-    if not n:
-        raise AttributionError("attribution_images is 0, so nothing is explained: give 1 or more")
-    test, recipe = _tested(run, table).sample(frac=1, random_state=seed), runs.recipe_of(run)
-    with_mask = test[test["mask"] != ""] if (test["mask"] != "").any() else test
-    chosen = with_mask.iloc[_balanced(with_mask["label"], n, len(recipe.classes))]
-    trained = run.predictions.loc[run.predictions["part"] == "train", "id"]
-    files = table.loc[table["id"].isin(trained), "path"]
-    squares = images.squares(files, recipe.image_size, recipe.window)
-    mean = torch.from_numpy(squares.mean(axis=0, dtype=np.float64)).float() / 255
-    chosen = chosen.sort_values("severity", kind="stable", ignore_index=True)
-    return read(run, chosen, device, mean)
-
-
-def rightly_named(run: runs.Run, table: pd.DataFrame, most=8, device: str = "cpu") -> Images:
-    """The first ``most`` test images of each class that ``run`` named rightly, by class.
-
-    Raises AttributionError where it named none rightly or ``table`` lacks its test images.
-    """
-    test = _tested(run, table)
-    right = test[test["label"] == test["predicted"]].groupby("label").head(most)
-    if right.empty:
-        raise AttributionError(f"{run.name}: no test image is named rightly")
-    return read(run, right.sort_values("label", kind="stable", ignore_index=True), device)
+    test = run.test.merge(table[["id", "path", "mask", "severity", "original"]], on="id")
+    classes = np.array(runs.recipe_of(run).classes)
+    test = test.assign(predicted=classes[metrics.predicted_class(test)])
+    test = test.sample(frac=1, random_state=seed)
+    test = test[test["label"] == test["predicted"]] if right else test
+    test = test[test["mask"] != ""] if (test["mask"] != "").any() else test
+    chosen = test.iloc[_balanced(test["label"])[:n]]
+    if chosen.empty:
+        words = f"none of its test images{' that it named rightly' * right} is in this data"
+        remedy = "give the data it saw, and 1 or more as attribution_images"
+        raise AttributionError(f"{run.name}: {words}, or none is asked for: {remedy}")
+    by_class = chosen.sort_values(["severity", "label"], ignore_index=True)
+    return read(run, by_class, device)
 
 
 @dataclass(frozen=True)
@@ -132,11 +105,8 @@ class Explained:
         return self.table["title"].iloc[0]
 
     def on(self, chosen: Images) -> "Explained":
-        """The part on ``chosen``, in its order; AttributionError if one is not explained."""
-        rows = pd.Index(self.table["id"]).get_indexer(chosen.table["id"])
-        if (rows < 0).any():
-            image = chosen.table["id"][rows < 0].iloc[0]
-            raise AttributionError(f"{self.title}: image {image} is not among those explained")
+        """The part on ``chosen``, in its order; KeyError if one is not explained."""
+        rows = pd.Series(range(len(self.table)), self.table["id"])[chosen.table["id"]].to_numpy()
         table = self.table.iloc[rows].reset_index(drop=True)
         return Explained(table, self.masks[rows], self.maps[rows])
 
@@ -161,13 +131,11 @@ class Explainer:
 
     def __call__(self, model, chosen: Images, method, baseline="", network="trained") -> Explained:
         """Maps of ``model``, which is called ``network``, by ``method``: integrated_gradients,
-        smoothed_gradients or occlusion (with a ``baseline``), grad_cam or guided_grad_cam."""
-        function, target = self.network(model), None
+        smoothed_gradients or occlusion (with a ``baseline``), or grad_cam."""
+        function, classes = self.network(model), list(runs.recipe_of(self.run).classes)
         start = chosen.baseline(baseline) if baseline else None
-        if not function.grades:
-            classes = runs.recipe_of(self.run).classes
-            places = [classes.index(name) for name in chosen.table["predicted"]]
-            target = torch.tensor(places, device=chosen.device)
+        named = torch.tensor(chosen.table["predicted"].map(classes.index).to_numpy())
+        target = None if function.grades else named.to(chosen.device)
 
         def keep(folder: Path) -> None:
             gradients = self.make(function, chosen.pixels, start, method, target)
@@ -189,8 +157,9 @@ class Explainer:
         int64 (n,) where it answers with outputs. AttributionError for an unknown method."""
         if method == "integrated_gradients" and network.grades:
             return attribution.integrated_gradients(network, pixels, start, self.steps, self.bound)
-        settings = {"grad_cam": [target], "guided_grad_cam": [target]}
-        settings |= {name: [start, target] for name in ("occlusion", "smoothed_gradients")}
+        settings = {"occlusion": [start, target], "grad_cam": [target]}
+        if network.grades:
+            settings["smoothed_gradients"] = [start]
         if method not in settings:
             answer = "severity score" if network.grades else "named class"
             raise AttributionError(f"no method '{method}' explains a {answer}")
@@ -198,22 +167,13 @@ class Explainer:
         return Gradients(maps, *np.full((2, len(pixels)), np.nan))
 
 
-def _fingerprint(network: nn.Module, *tensors: Tensor | None) -> list[str]:
+def _fingerprint(network: FromPixels, *tensors: Tensor | None) -> list[str]:
     """Digest of a network's weights and of tensors, and what computes with them."""
-    digest, given = hashlib.sha256(), [tensor for tensor in tensors if tensor is not None]
-    for tensor in [*network.state_dict().values(), *given]:
+    digest = hashlib.sha256()
+    for tensor in filter(torch.is_tensor, [*network.state_dict().values(), *tensors]):
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
-    device = given[0].device.type
-    name = torch.cuda.get_device_name() if device == "cuda" else device
-    return [digest.hexdigest(), name, version("torch"), version("captum")]
-
-
-def average(several: Sequence[Explained]) -> Explained:
-    """The mean of Integrated Gradients of the same images from several baselines: complete towards
-    the mean of the baselines' scores."""
-    table = several[0].table.assign(baseline="average", title="integrated gradients, average")
-    table[NUMBERS] = np.mean([item.table[NUMBERS] for item in several], axis=0)
-    return replace(several[0], table=table, maps=np.mean([item.maps for item in several], axis=0))
+    device = torch.cuda.get_device_name() if tensor.is_cuda else "cpu"
+    return [digest.hexdigest(), device, version("torch"), version("captum")]
 
 
 def table(explained: Iterable[Explained]) -> pd.DataFrame:

@@ -77,15 +77,14 @@ def read(asked: str) -> pd.DataFrame:
     can be used.
     """
     place, rows = paths.resolve(asked), []
-    found = place.rglob("*") if place.is_dir() else place.parent.glob(place.name)
-    found = [place] if place.is_file() else found
+    folder, pattern = (place, "**/*") if place.is_dir() else (place.parent, place.name)
+    found = [place] if place.is_file() else folder.glob(pattern)
     for file in sorted(file for file in found if file.is_file() and file.stem[-2:] != "-d"):
-        name = str(file.relative_to(place)) if place.is_dir() else file.name
-        row = {"id": name, "path": str(file), "mask": "", "reason": ""}
+        row = {"id": str(file.relative_to(folder)), "path": str(file), "mask": "", "reason": ""}
         row |= images.inspect(file)
-        for mask in [] if row["reason"] else file.parent.glob(f"{glob.escape(file.stem)}-d.*"):
-            problem = images.mask_problem(mask, (row["width"], row["height"]))
-            row["mask"] = "" if problem else str(mask)
+        size = row.get("width"), row.get("height")
+        for mask in file.parent.glob(f"{glob.escape(file.stem)}-d.*"):
+            row["mask"] = "" if images.mask_problem(mask, size) else str(mask)
         rows.append(row)
     table = pd.DataFrame(rows, columns=["id", "path", "mask", "width", "height", "reason"])
     if (table["reason"] != "").all():

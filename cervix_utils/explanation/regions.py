@@ -4,10 +4,12 @@ Functions over many images take the table of ``maps.table``. Their 95 % interval
 groups of its images drawn anew; ``dropped`` counts the draws that have no value.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from cervix_utils.data.images import BACKGROUND, CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
@@ -15,12 +17,7 @@ from cervix_utils.evaluation import metrics
 # unknown: seams and rim, images without a mask
 REGIONS = dict(nucleus=NUCLEUS, cytoplasm=CYTOPLASM, background=BACKGROUND, unknown=[0, 1])
 LEAST = 1e-3  # signed shares explode where |sum of map| is below this part of the sum of |map|
-ALLOWED = {  # whether an interval holds the paper's 2, and 1
-    (True, True): "compatible with the paper's 2, and with 1 (no rise)",
-    (True, False): "compatible with the paper's 2, not with 1 (no rise)",
-    (False, True): "compatible with 1 (no rise), not with the paper's 2",
-    (False, False): "compatible neither with the paper's 2 nor with 1 (no rise)",
-}
+FITS = {True: "compatible", False: "not compatible"}
 BESIDE = ["more than that of", "less than that of", "not distinguishable from that of"]
 
 
@@ -33,10 +30,7 @@ def shares(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     one is not positive), <form>_usable (False where the total is near 0, see LEAST); cancellation
     (sum of |map| over |sum of map|, 1 or more); middle (share of what is positive in the middle
     quarter of the picture, 0.25 in an even map, NaN where nothing is); and ``localisation``.
-    Raises ValueError where maps and masks differ in shape.
     """
-    if maps.shape != masks.shape:
-        raise ValueError(f"maps {maps.shape}, masks {masks.shape}: bring both to the same size")
     forms = {"signed": maps, "absolute": np.abs(maps), "positive": np.maximum(maps, 0)}
     inside = {region: np.isin(masks, codes) for region, codes in REGIONS.items()}
     table = pd.DataFrame({f"area_{name}": mask.mean(axis=(1, 2)) for name, mask in inside.items()})
@@ -50,11 +44,10 @@ def shares(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
         nucleus, cytoplasm = table[f"{form}_at_nucleus"], table[f"{form}_at_cytoplasm"]
         table[f"{form}_log_ratio"] = np.log(nucleus[nucleus > 0] / cytoplasm[cytoplasm > 0])
         table[f"{form}_usable"] = (total.abs() >= LEAST * size) & (size > 0)
-    size = pd.Series(np.abs(maps).sum(axis=(1, 2)))
-    table["cancellation"] = size / np.abs(maps.sum(axis=(1, 2)))
-    quarter, side = forms["positive"], maps.shape[1] // 4
-    quarter = quarter[:, side:-side, side:-side].sum(axis=(1, 2))
-    table["middle"] = quarter / pd.Series(forms["positive"].sum(axis=(1, 2)))
+    table["cancellation"] = pd.Series(np.abs(maps).sum(axis=(1, 2))) / np.abs(maps.sum(axis=(1, 2)))
+    positive, side = forms["positive"], maps.shape[1] // 4
+    middle = pd.Series(positive[:, side:-side, side:-side].sum(axis=(1, 2)))
+    table["middle"] = middle / positive.sum(axis=(1, 2))
     return pd.concat([table, localisation(maps, masks)], axis=1)
 
 
@@ -66,38 +59,50 @@ def localisation(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     pixel lies in it, Zhang et al. 2018), chance (its area share). NaN where an image has no
     nucleus; mass also where nothing is positive. Equal pixels share.
     """
-    rows = []
-    for values, mask in zip(maps.reshape(len(maps), -1), masks.reshape(len(maps), -1)):
-        inside = mask == NUCLEUS
-        k, positive = inside.sum(), np.maximum(values, 0)
-        if not k:
-            rows.append([np.nan] * 4)
-            continue
-        least = np.partition(values, -k)[-k]
-        above, equal = values > least, values == least
-        rank = (inside[above].sum() + (k - above.sum()) * inside[equal].mean()) / k
-        mass = positive[inside].sum() / positive.sum() if positive.any() else np.nan
-        rows.append([mass, rank, inside[values == values.max()].mean(), inside.mean()])
-    return pd.DataFrame(rows, columns=["mass", "rank", "pointing", "chance"])
+    values, inside = maps.reshape(len(maps), -1), (masks == NUCLEUS).reshape(len(maps), -1)
+    first, last = (stats.rankdata(-values, how, axis=1) for how in ("min", "max"))
+
+    def of_largest(k):
+        chosen = ((k - first + 1) / (last - first + 1)).clip(0, 1)
+        return (chosen * inside).sum(axis=1) / k.clip(1)[:, 0]
+
+    size, positive = inside.sum(axis=1, keepdims=True), np.maximum(values, 0)
+    mass = pd.Series((positive * inside).sum(axis=1)) / positive.sum(axis=1)
+    table = pd.DataFrame({"mass": mass, "rank": of_largest(size)})
+    table = table.assign(pointing=of_largest(np.ones_like(size)), chance=inside.mean(axis=1))
+    return table[inside.any(axis=1)].reindex(table.index)
 
 
-def _finite(table: pd.DataFrame, column: str) -> np.ndarray:
-    return np.isfinite(table[column].to_numpy(dtype=float))
+def _resampled(table: pd.DataFrame, by: str, n_boot: int, seed: int) -> pd.DataFrame:
+    """``table`` itself (column ``draw``: 0), then ``n_boot`` times whole groups of each ``by``."""
+    parts = [table.iloc[:0].assign(draw=0)]
+    for _, part in table.groupby(by, sort=False):
+        times = metrics.with_resamples(part["group"], n_boot, seed).astype(int)
+        draw, row = np.divmod(np.repeat(np.arange(times.size), times.ravel()), len(part))
+        parts.append(part.iloc[row].assign(draw=draw))
+    return pd.concat(parts)
 
 
-def _summary(table: pd.DataFrame, by: str, statistics: Callable, n_boot, seed) -> pd.DataFrame:
-    """Intervals of what ``statistics`` yields (name, n, values over resamples) for each ``by``.
+def _drawn(table: pd.DataFrame, by: str, names, how: str, n_boot, seed) -> list[pd.DataFrame]:
+    """``how`` (mean, median) of column ``value`` by ``by`` and ``name``: over draws, and of what.
 
-    A single group has no limits.
+    The second has the numbers of finite values and of their groups (columns size, nunique).
     """
-    rows = []
-    for key, part in table.groupby(by, sort=False):
-        weights = metrics.with_resamples(part["group"], n_boot, seed)
-        limits = {"low": np.nan, "high": np.nan} if part["group"].nunique() == 1 else {}
-        for name, n, drawn in statistics(part, weights):
-            rows.append({by: key, "name": name, "n": n} | metrics.interval(drawn) | limits)
-    columns = [by, "name", "n", "value", "low", "high", "dropped"]
-    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
+    values = table["value"].astype(float)
+    table = table.assign(value=values.where(np.isfinite(values)))
+    index = pd.MultiIndex.from_product([table[by].unique(), names], names=[by, "name"])
+    values = _resampled(table, by, n_boot, seed).groupby([by, "name", "draw"])["value"].agg(how)
+    counts = table.dropna(subset="value").groupby([by, "name"])["group"].agg(["size", "nunique"])
+    return [values.unstack().reindex(index), counts.reindex(index, fill_value=0)]
+
+
+def _intervals(drawn: pd.DataFrame, counts: pd.DataFrame) -> pd.DataFrame:
+    """n, value, low, high, dropped of rows over draws; a single group has no limits."""
+    rows = [metrics.interval(row) for row in drawn.to_numpy()]
+    table = pd.DataFrame(rows, drawn.index, ["value", "low", "high", "dropped"])
+    table.loc[counts["nunique"] == 1, ["low", "high"]] = np.nan
+    table.insert(0, "n", counts["size"])
+    return table
 
 
 def medians(table: pd.DataFrame, column: str, by="label", n_boot=1000, seed=0) -> pd.DataFrame:
@@ -106,27 +111,8 @@ def medians(table: pd.DataFrame, column: str, by="label", n_boot=1000, seed=0) -
     Columns: n (finite values), value, low, high (NaN where a class is of one group), dropped.
     """
     names = table.sort_values("severity", kind="stable")[by].unique()
-
-    def statistics(part, weights):
-        for name in names:
-            yield name, *_median(part, column, part[by] == name, weights)
-
-    return _summary(table, "network", statistics, n_boot, seed)
-
-
-def _median(part, column: str, chosen: pd.Series, weights) -> tuple[int, np.ndarray]:
-    """(finite values, median (1 + n_boot,) over resamples) of ``column`` in the rows ``chosen``.
-
-    NaN of no rows, no resamples of a single group.
-    """
-    used = chosen.to_numpy() & _finite(part, column)
-    rows, weights = part[used], weights[:, used]
-    if rows.empty:
-        return 0, np.full(len(weights), np.nan)
-    values = metrics.median(rows[column].to_numpy(dtype=float), weights)
-    if rows["group"].nunique() == 1:
-        values[1:] = np.nan
-    return len(rows), values
+    values = table[["network", "group"]].assign(name=table[by], value=table[column])
+    return _intervals(*_drawn(values, "network", names, "median", n_boot, seed))
 
 
 def means(table: pd.DataFrame, measures: Sequence[str], n_boot=1000, seed=0) -> pd.DataFrame:
@@ -134,14 +120,8 @@ def means(table: pd.DataFrame, measures: Sequence[str], n_boot=1000, seed=0) -> 
 
     Columns: n (finite values), value, low, high, dropped.
     """
-
-    def statistics(part, weights):
-        for measure in measures:
-            rows = _finite(part, measure)
-            values, counts = part.loc[rows, measure].to_numpy(dtype=float), weights[:, rows]
-            yield measure, rows.sum(), metrics.ratio(counts @ values, counts.sum(axis=1))
-
-    return _summary(table, "title", statistics, n_boot, seed)
+    values = table.melt(["title", "group"], measures, "name", "value")
+    return _intervals(*_drawn(values, "title", measures, "mean", n_boot, seed))
 
 
 def trends(table: pd.DataFrame, column: str, n_boot=1000, seed=0) -> pd.DataFrame:
@@ -150,13 +130,18 @@ def trends(table: pd.DataFrame, column: str, n_boot=1000, seed=0) -> pd.DataFram
     Rows: ``plain``, and with the nucleus's ``area held constant``. Columns: n, value, low, high,
     dropped.
     """
-
-    def statistics(part, weights):
-        x, y, area = part[[column, "severity", "area_nucleus"]].to_numpy(dtype=float).T
-        yield "plain", len(part), metrics.spearman(x, y, weights)
-        yield "area held constant", len(part), metrics.partial_spearman(x, y, area, weights)
-
-    return _summary(table[_finite(table, column)], "network", statistics, n_boot, seed)
+    sides = [column, "severity", "area_nucleus"]
+    table = table.loc[np.isfinite(table[column]), ["network", "group", *sides]]
+    drawn, names = {}, ["plain", "area held constant"]
+    for network, rows in _resampled(table, "network", n_boot, seed).groupby("network"):
+        r = rows.groupby("draw")[sides].corr("spearman").unstack()
+        xy, xz, yz = (r[pair] for pair in itertools.combinations(sides, 2))
+        partial = (xy - xz * yz) / np.sqrt(((1 - xz**2) * (1 - yz**2)).clip(lower=0))
+        drawn[network, names[0]] = xy
+        drawn[network, names[1]] = partial.replace([np.inf, -np.inf], np.nan)
+    counts = table.groupby("network", sort=False)["group"].agg(["size", "nunique"])
+    index = pd.MultiIndex.from_product([counts.index, names], names=["network", "name"])
+    return _intervals(pd.DataFrame(drawn, columns=index).T, counts.reindex(index, level="network"))
 
 
 def rises(table: pd.DataFrame, column: str, n_boot=1000, seed=0) -> pd.DataFrame:
@@ -171,25 +156,25 @@ def rises(table: pd.DataFrame, column: str, n_boot=1000, seed=0) -> pd.DataFrame
     """
     if table.duplicated(["network", "id"]).any():
         raise ValueError("rises compares one map an image and network: choose a method or baseline")
-    trained = table[table["network"] == "trained"].set_index("id")
+    trained = table[table["network"] == "trained"].set_index("id")[column]
+    table = table[table["id"].isin(trained.index)]
+    severity, how = table["severity"], ("network", ["low", "high"], "median", n_boot, seed)
+    lowest, highest = (severity.groupby(table["network"]).transform(x) for x in ("min", "max"))
+    name = np.select([severity == lowest, severity == highest], ["low", "high"], "between")
+    values = table[["network", "group"]].assign(name=name, value=table[column])
+    drawn, counts = _drawn(values, *how)
+    counts = counts.groupby("network", sort=False).agg({"size": "sum", "nunique": "min"})
+    known, _ = _drawn(values.assign(value=table["id"].map(trained)), *how)
+    drawn = {"rise": _quotient(drawn), "beyond": _quotient(known) / _quotient(drawn)}
+    index = pd.MultiIndex.from_product([counts.index, drawn], names=["network", "name"])
+    drawn = pd.concat(drawn).swaplevel().reindex(index)
+    return _intervals(drawn, counts.reindex(index, level="network"))
 
-    def statistics(part, weights):
-        n, rise = _rise(part, column, weights)
-        yield "rise", n, rise
-        yield "beyond", n, _rise(trained.loc[part["id"]], column, weights)[1] / rise
 
-    shared = table[table["id"].isin(trained.index)]
-    return _summary(shared, "network", statistics, n_boot, seed)
-
-
-def _rise(part: pd.DataFrame, column: str, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """(images of the two severities, quotient (1 + n_boot,) of their medians)."""
-    severity = part["severity"]
-    n_low, low = _median(part, column, severity == severity.min(), weights)
-    n_high, high = _median(part, column, severity == severity.max(), weights)
-    if severity.nunique() == 1:
-        return n_low, np.full(len(weights), np.nan)
-    return n_low + n_high, metrics.ratio(high, np.where((low > 0) & (high > 0), low, 0))
+def _quotient(drawn: pd.DataFrame) -> pd.DataFrame:
+    """Rows ``high`` over rows ``low`` by network; NaN where one is not positive."""
+    high, low = (drawn.query("name == @end").droplevel("name") for end in ("high", "low"))
+    return high.where(high > 0) / low.where(low > 0)
 
 
 def verdict(rises: pd.DataFrame) -> str:
@@ -203,10 +188,9 @@ def verdict(rises: pd.DataFrame) -> str:
     if np.isnan(low):
         return f"{claim} **No verdict**: a class is of a single group, so there is no interval."
     claim += f" Its 95 % interval, {low:.2f} to {high:.2f}, covers groups of cells drawn anew,"
-    allowed = ALLOWED[bool(low <= 2 <= high), bool(low <= 1 <= high)]
-    claim += f" for this one network: **{allowed}**."
+    claim += f" for this one network: **{FITS[low <= 2 <= high]} with the paper's 2,"
+    claim += f" {FITS[low <= 1 <= high]} with 1 (no rise)**."
     beyond = rises.xs("beyond", level="name").drop("trained")
     kinds = np.select([beyond["low"] > 1, beyond["high"] < 1], BESIDE[:2], BESIDE[2])
-    names = {words: ", ".join(beyond.index[kinds == words]) for words in BESIDE}
-    beside = "; ".join(f"{words} {names[words]}" for words in BESIDE if names[words])
-    return f"{claim} On the same cells the rise is {beside}."
+    said = [f"{x} {', '.join(beyond.index[kinds == x])}" for x in BESIDE if x in kinds]
+    return f"{claim} On the same cells the rise is {'; '.join(said)}."

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cervix_utils import paths
-from cervix_utils.data import squares
+from cervix_utils.data import images, squares
 from cervix_utils.training import gpu, losses, networks, recipes
 from cervix_utils.training.recipes import Recipe
 
@@ -100,7 +100,7 @@ class OpenSquare(Transform):
     def encodes(self, file: (str, Path)) -> TensorImage:
         row = self.rows.get(str(file))
         if row is None:
-            picture = squares.one(str(file), self.size, self.window)
+            picture = images.squares([file], self.size, self.window)[0]
         else:
             picture = self.pictures[[row]][0]
         return TensorImage(torch.tensor(picture))
