@@ -1,6 +1,5 @@
 """Slow and obvious twins of the fast code, one row, pixel or pair at a time, for comparison."""
 
-import itertools
 import math
 from collections import defaultdict
 
@@ -67,7 +66,6 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
             f"f1_{kind}": sk.f1_score(true, guess, average=kind, **f1)
             for kind in ("macro", "weighted")
         },
-        "f1_micro": sk.accuracy_score(true, guess),  # one label an image: the two are the same
         **{
             f"f1_{name}": value
             for name, value in zip(names, sk.f1_score(true, guess, average=None, **f1))
@@ -110,7 +108,6 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
         last = len(names) - 1
         found["cis_called_normal"] = share([g == 0 for g, t in zip(guess, true) if t == last])
         found["normal_called_cis"] = share([g == last for g, t in zip(guess, true) if t == 0])
-        found["kendall_tau"] = stats.kendalltau(true, score).statistic
         group = [(0, 1, 2, 2, 2)[t] for t in true], [(0, 1, 2, 2, 2)[g] for g in guess]
         found["bethesda_accuracy"] = sk.accuracy_score(*group)
         found["bethesda_f1_macro"] = sk.f1_score(
@@ -231,28 +228,6 @@ def occlusion(worth: np.ndarray, side: int, stride: int) -> list[list[float]]:
         return np.mean(inside)
 
     return [[mean_over(row, column) for column in range(size)] for row in range(size)]
-
-
-def localisation(values: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Mass, rank and pointing of one map; where equal pixels compete, the mean over all choices."""
-    pixels = [(float(v), m == 2) for v, m in zip(values.flat, mask.flat)]
-    k = sum(inside for _, inside in pixels)
-    if not k:
-        return dict.fromkeys(["mass", "rank", "pointing", "chance"], math.nan)
-    total = sum(max(v, 0) for v, _ in pixels)
-    found = {
-        "mass": sum(max(v, 0) for v, inside in pixels if inside) / total if total else math.nan,
-        "chance": k / len(pixels),
-    }
-    for name, n in (("rank", k), ("pointing", 1)):
-        best = sorted((v for v, _ in pixels), reverse=True)[:n]
-        choices = [
-            choice
-            for choice in itertools.combinations(pixels, n)
-            if sorted((v for v, _ in choice), reverse=True) == best
-        ]
-        found[name] = sum(inside for choice in choices for _, inside in choice) / n / len(choices)
-    return found
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_metrics import drawn
 
 from cervix_utils.evaluation import comparison, metrics
 
@@ -59,24 +58,16 @@ def test_side_by_side_says_what_was_not_run_and_names_the_best_baseline():
     assert [("herlev", *number) for number in found.index] == asked[:2] + asked[3:]
     best = "best without a network, grouped"
     assert list(found) == ["task", "folds", "published", "paper", "grouped", best]
-    assert found.loc[("classification", "accuracy"), "folds"] == "2"
+    assert found.loc[("classification", "accuracy"), "folds"] == 2
     combined = found.loc[("combined", "accuracy")]
     assert combined["paper"] == "0.740 (0.700 to 0.780)" and combined["published"] == "0.745"
     assert combined[best] == "0.550 (0.500 to 0.600) random forest on all features"
     error = found.loc[("combined", "mse")]
-    assert (error["folds"], error["grouped"]) == ("1", "not run")
+    assert (error["folds"], error["grouped"]) == (1, "not run")
     assert error[best] == "0.700 (0.600 to 0.800) random forest on image size"
     assert found.loc[("classification", "mse"), "published"] == "–"
     alone = comparison.side_by_side(results()[:6], asked)
     assert (alone[best] == "–").all()
-
-
-@pytest.mark.parametrize(
-    ("paper", "grouped", "words"), [(4, 4, "4"), (4, 1, "paper 4, grouped 1"), (0, 2, "2")]
-)
-def test_the_number_of_folds_is_said_once_or_for_each_protocol(paper, grouped, words):
-    rows = pd.DataFrame({"protocol": ["grouped", "paper"], "folds": [grouped, paper]})
-    assert comparison.folds_run(rows[rows["folds"] > 0]) == words
 
 
 def test_tables_with_intervals_have_a_dash_where_nothing_was_measured():
@@ -85,40 +76,6 @@ def test_tables_with_intervals_have_a_dash_where_nothing_was_measured():
     assert list(found.columns) == ["mse", "accuracy"]
     assert found.loc[("combined", "grouped"), "mse"] == "–"
     assert found.loc[("classification", "paper"), "accuracy"] == "0.610 (0.570 to 0.660)"
-
-
-# Leakage
-
-
-def both_protocols() -> pd.DataFrame:
-    """A network under both protocols, with a training row each, and a baseline."""
-    sides = {"paper": drawn("plain", 3), "grouped": drawn("plain", 4)}
-    rows = [frame.assign(protocol=name) for name, frame in sides.items()]
-    rows += [frame[:1].assign(protocol=n, part="train", id="t") for n, frame in sides.items()]
-    rows += [frame.assign(pipeline="baseline_priors") for frame in rows[:2]]
-    return pd.concat(rows, ignore_index=True)
-
-
-def test_leakage_is_paper_minus_grouped_of_networks_with_an_interval():
-    predictions = both_protocols()
-    found = comparison.leakage(predictions, n_boot=50)
-    assert set(found["pipeline"]) == {"combined"} and not found["metric"].duplicated().any()
-    line = found.set_index("metric").loc["accuracy"]
-    values = [metrics.measure(drawn("plain", seed))["accuracy"][0] for seed in (3, 4)]
-    assert [line["paper"], line["grouped"]] == pytest.approx(values)
-    assert line["difference"] == pytest.approx(values[0] - values[1])
-    assert line["low"] < line["difference"] < line["high"]
-
-
-def test_a_fold_of_one_protocol_alone_says_nothing_about_leakage():
-    predictions = both_protocols()
-    second = predictions[predictions["protocol"] == "grouped"].assign(fold=1)
-    found = comparison.leakage(predictions, n_boot=50)
-    again = comparison.leakage(pd.concat([predictions, second]), n_boot=50)
-    pd.testing.assert_frame_equal(found, again)
-    paper = predictions[predictions["protocol"] == "paper"]
-    for rows in (paper, pd.concat([paper, second])):
-        assert comparison.leakage(rows).empty and "difference" in comparison.leakage(rows)
 
 
 # Sentences

@@ -466,9 +466,9 @@ def test_every_table_can_be_made_of_few_images_or_without_masks(
         if case != "all":
             assert trends["value"].isna().all() and rises["value"].isna().all()
             assert regions.verdict(rises).startswith("**No verdict**")
-    means = regions.means(table, ["mass", "rank", "pointing", "chance", "middle"], n_boot=20)
+    means = regions.means(table, ["positive_at_nucleus", "area_nucleus", "middle"], n_boot=20)
     assert means["n"].max() == len(chosen.table)
-    known = means.xs("mass", level="name")["n"]
+    known = means.xs("positive_at_nucleus", level="name")["n"]
     assert (known == 0).all() == (case == "no masks")
     assert controls.agreement(items).shape == (3, 3)
     steps = controls.down_the_cascade(explain, model, chosen, "white", 20, 0)

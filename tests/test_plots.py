@@ -257,56 +257,14 @@ def test_pictures_fill_the_first_axes_and_leave_the_others_empty(grid):
     assert not any(ax.axison for ax in axes[0])
 
 
-# Mean maps
-
-
-def test_mean_maps_are_of_the_positive_part_on_one_scale_and_a_class_without_images_is_empty(grid):
-    axes, maps = grid(1, 3)[0], np.stack([np.full((4, 4), value) for value in (1.0, -5.0, 4.0)])
-    labels = pd.Series(["Type_1", "Type_1", "Type_3"], index=[7, 8, 9])
-    plots.mean_maps(axes, maps, labels, ["Type_1", "Type_2", "Type_3"])
-    titles = ["Type 1, mean of 2", "Type 2, mean of 0", "Type 3, mean of 1"]
-    assert [ax.get_title() for ax in axes] == titles
-    assert [len(ax.collections) for ax in axes] == [1, 0, 1]
-    first, last = (ax.collections[0] for ax in (axes[0], axes[2]))
-    filled = [
-        [k for k, path in enumerate(drawn.get_paths()) if len(path.vertices)]
-        for drawn in (first, last)
-    ]
-    assert filled == [[1], [9]]  # 0.5 and 4 on a scale of ten steps up to 4
-    assert first.get_clim() == last.get_clim() == (0, 4)
-    assert all(len(ax.get_xticks()) == len(ax.get_yticks()) == 0 for ax in axes)
-
-
-@pytest.mark.parametrize("n", [0, 2])
-def test_mean_maps_of_no_evidence_at_all_are_white(grid, n):
-    axes = grid(1, 1)[0]
-    plots.mean_maps(axes, np.full((n, 4, 4), -1.0), ["Type_1"] * n, ["Type_1"])
-    assert [drawn.get_clim() for drawn in axes[0].collections] == [(0, 1)] * (n > 0)
-
-
-@pytest.mark.parametrize("side", [4, 64, 70])
-def test_mean_maps_are_drawn_as_means_of_at_most_32_squares_a_side(monkeypatch, grid, side):
-    axes, drawn = grid(1, 1)[0], []
-    monkeypatch.setattr(type(axes[0]), "contourf", lambda self, values, **_: drawn.append(values))
-    maps = np.random.default_rng(0).random((3, side, side))
-    plots.mean_maps(axes, maps, pd.Series(["Type_1"] * 3), ["Type_1"])
-    step, mean = -(-side // 32), maps.mean(axis=0)
-    places = range(0, side, step)
-    slow = [[mean[y : y + step, x : x + step].mean() for x in places] for y in places]
-    np.testing.assert_allclose(drawn[0], slow, rtol=1e-12)
-    assert len(drawn[0]) <= 32
-
-
 # What may be published, and warnings
 
 
 def test_only_plots_of_images_hold_a_bitmap(grid):
     """An SVG with ``<image`` may not be published: see tools/publish.py."""
-    axes, rng = grid(2, 3), np.random.default_rng(0)
+    axes = grid(2, 3)
     plots.confusion(axes[0, 0], predictions([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]))
     plots.boxes(axes[0, 1], predictions([0, 1, 2], [0, 1, 2]), "score", ["normal"])
-    maps, labels = rng.random((3, 40, 40)), ["Type_1", "Type_2", "Type_3"]
-    plots.mean_maps(axes[1], maps, labels, labels)
     assert "<image" not in svg(axes[0, 0].figure)
     plots.overlay(axes[0, 2], np.zeros((3, 4, 4), np.uint8), np.ones((4, 4)), 1)
     assert "<image" in svg(axes[0, 0].figure)

@@ -81,15 +81,11 @@ def test_totals_near_zero_are_flagged_for_signed_shares_alone_and_cancellation_t
     assert negative.filter(like="usable").iloc[0].tolist() == [True, True, False]
 
 
-def test_the_table_of_shares_has_the_areas_once_and_localisation():
-    maps, masks = random_maps(0)
-    table = regions.shares(maps, masks)
+def test_the_table_of_shares_has_the_areas_once():
+    table = regions.shares(*random_maps(0))
     assert table.columns.is_unique
     areas = [name for name in table if name.startswith("area_")]
     assert areas == [f"area_{region}" for region in REGIONS]
-    slow = regions.localisation(maps, masks)
-    pd.testing.assert_frame_equal(table[["mass", "rank", "pointing", "chance"]], slow)
-    pd.testing.assert_series_equal(table["chance"], table["area_nucleus"], check_names=False)
 
 
 def test_an_even_map_has_a_quarter_of_its_evidence_in_the_middle_and_a_map_of_the_middle_all():
@@ -101,56 +97,6 @@ def test_an_even_map_has_a_quarter_of_its_evidence_in_the_middle_and_a_map_of_th
     maps[4] = 0
     middle = regions.shares(maps, masks)["middle"]
     np.testing.assert_allclose(middle, [0.25, 1, 0, 0.75, np.nan], rtol=0, atol=1e-12)
-
-
-# Localisation
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_localisation_equals_its_slow_twin_where_pixels_tie(seed):
-    rng = np.random.default_rng(seed)
-    maps, masks = (
-        rng.integers(-2, 3, (5, 3, 4)).astype(float),
-        rng.choice([2, 3, 4], (5, 3, 4), p=[0.3, 0.3, 0.4]),
-    )
-    found = regions.localisation(maps, masks)
-    for row, (each, mask) in enumerate(zip(maps, masks)):
-        for name, value in naive.localisation(each, mask).items():
-            assert found.loc[row, name] == pytest.approx(value, abs=1e-12, nan_ok=True), name
-
-
-def test_a_perfect_map_finds_the_nucleus_exactly():
-    masks = random_maps(1)[1]
-    found = regions.localisation(np.where(masks == 2, 1.0, -1.0), masks)
-    assert (found[["mass", "rank", "pointing"]] == 1).all(axis=None)
-    assert (found["chance"] < 1).all()
-    wrong = regions.localisation(np.where(masks == 2, -1.0, 1.0), masks)
-    assert (wrong[["mass", "rank", "pointing"]] == 0).all(axis=None)
-
-
-def test_a_uniform_map_finds_the_nucleus_by_chance():
-    masks = random_maps(2)[1]
-    found = regions.localisation(np.ones(masks.shape), masks)
-    for name in ("mass", "rank", "pointing"):
-        np.testing.assert_allclose(found[name], found["chance"], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found["chance"], (masks == 2).mean(axis=(1, 2)), rtol=0, atol=1e-12)
-
-
-def test_a_map_at_random_finds_the_nucleus_by_chance_in_the_mean():
-    rng = np.random.default_rng(0)
-    masks = np.full((2000, 6, 6), 4)
-    masks[:, :2, :3] = 2
-    found = regions.localisation(rng.random(masks.shape), masks).mean()
-    assert found[["mass", "rank", "pointing"]].to_numpy() == pytest.approx(
-        1 / 6, abs=0.03
-    )  # 3.6 errors of pointing
-
-
-def test_without_a_nucleus_there_is_nothing_to_find():
-    found = regions.localisation(np.ones((2, 2, 2)), np.array([[[3, 3], [4, 4]], [[2, 2], [2, 2]]]))
-    assert found.loc[0].isna().all() and (found.loc[1] == 1).all()
-    dark = regions.localisation(np.array([[[-1.0, -2], [-3, -4]]]), np.array([[[2, 3], [3, 3]]]))
-    assert np.isnan(dark.loc[0, "mass"]) and (dark.loc[0, ["rank", "pointing"]] == 1).all()
 
 
 # Medians, means, trends

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cervix_utils.data import datasets, splits
-from cervix_utils.evaluation import metrics, paired
+from cervix_utils.evaluation import metrics
 from cervix_utils.evaluation.baselines import BASELINE, label_of
 from cervix_utils.evaluation.metrics import KEYS, Frame, written
 
@@ -47,14 +47,6 @@ def best_baseline(table: Frame, task: str, metric: str, protocol: str) -> pd.Ser
     return None if rows.empty else rows.iloc[0]
 
 
-def folds_run(rows: Frame) -> str:
-    """'4' where every protocol of these rows of ``summary`` has 4, else 'paper 4, grouped 1'."""
-    folds = rows.drop_duplicates("protocol").set_index("protocol")["folds"]
-    if folds.nunique() == 1:
-        return str(folds.iloc[0])
-    return ", ".join(f"{name} {folds[name]}" for name in splits.PROTOCOLS if name in folds)
-
-
 def side_by_side(results: Frame, asked: Sequence[tuple[str, str, str]]) -> Frame:
     """One row a number of ``asked`` (task, pipeline, metric) that was measured, in that order.
 
@@ -65,7 +57,7 @@ def side_by_side(results: Frame, asked: Sequence[tuple[str, str, str]]) -> Frame
     wide = wide.loc[[number for number in dict.fromkeys(asked) if number in wide.index]]
     wide = wide[[name for name in splits.PROTOCOLS if name in wide]].rename_axis(columns=None)
     numbers = table.groupby(NUMBER)
-    wide.insert(0, "folds", numbers.apply(folds_run))
+    wide.insert(0, "folds", numbers["folds"].max())
     wide.insert(1, "published", numbers["paper"].max().map("{:g}".format).replace("nan", "–"))
     best = [best_baseline(table, task, metric, "grouped") for task, _, metric in wide.index]
     texts = ["–" if row is None else f"{row['text']} {label_of(row['pipeline'])}" for row in best]
@@ -96,23 +88,6 @@ def with_intervals(results: Frame, names: list[str], pipelines: Sequence[str]) -
 def networks(predictions: Frame) -> list[str]:
     """Names of the pipelines that are networks as trained: they predict the training part too."""
     return list(predictions.loc[predictions["part"] == "train", "pipeline"].unique())
-
-
-def leakage(predictions: Frame, n_boot: int = 1000, seed: int = 0) -> Frame:
-    """Networks under both protocols: pipeline, metric, grouped, paper, difference, low, high.
-
-    ``difference``: paper - grouped, means over the folds (by number, not by image) that both have,
-    of HEADLINE; groups of both are resampled together. Empty where no pipeline has both.
-    """
-    columns = ["pipeline", "metric", "grouped", "paper", "difference", "low", "high"]
-    tables = [pd.DataFrame(columns=columns)]
-    for pipeline in networks(predictions):
-        rows = predictions[predictions["pipeline"] == pipeline]
-        sides = [rows[rows["protocol"] == name] for name in ("grouped", "paper")]
-        if set(sides[0]["fold"]) & set(sides[1]["fold"]):
-            table = paired.difference(*sides, n_boot, seed, HEADLINE).assign(pipeline=pipeline)
-            tables.append(table.rename(columns={"first": "grouped", "second": "paper"}))
-    return pd.concat(tables, ignore_index=True)[columns].query("metric in @HEADLINE")
 
 
 def _verdict(row: pd.Series, baseline: pd.Series) -> str:

@@ -46,8 +46,6 @@ class Metric:
 METRICS = {
     "accuracy": Metric("accuracy", lambda a: accuracy(a.matrices)),
     "f1_macro": Metric("F1, macro", lambda a: f1(a.matrices).mean(axis=1)),
-    "f1_weighted": Metric("F1, weighted", lambda a: weighted_f1(a.matrices)),
-    "f1_micro": Metric("F1, micro", lambda a: accuracy(a.matrices)),
     "log_loss": Metric("log-loss", lambda a: a.mean(-np.log(a.share)), "p", True),
     "brier": Metric("Brier score", lambda a: a.mean(a.squares), "p", True),
     "rps": Metric("ranked probability score", lambda a: a.mean(a.rps), "p grades", True),
@@ -59,7 +57,6 @@ METRICS = {
     "severe_miss": Metric("three grades off or more", lambda a: a.mean(a.off >= 3), "grades", True),
     "cis_called_normal": Metric("top grade called normal", lambda a: a.cell(-1, 0), "grades", True),
     "normal_called_cis": Metric("normal called top grade", lambda a: a.cell(0, -1), "grades", True),
-    "kendall_tau": Metric("Kendall tau", lambda a: tau_b(a.true, a.score, a.weights), "grades"),
     "kappa_quadratic": Metric("quadratic kappa", lambda a: quadratic_kappa(a.matrices), "grades"),
     "bethesda_accuracy": Metric("Bethesda accuracy", lambda a: accuracy(a.bethesda), "bethesda"),
     "bethesda_f1_macro": Metric("Bethesda F1", lambda a: f1(a.bethesda).mean(axis=1), "bethesda"),
@@ -72,7 +69,6 @@ METRICS = {
     ),
     "binary_accuracy": Metric("binary accuracy", lambda a: accuracy(a.binary), "grades"),
     "binary_f1": Metric("binary F1", lambda a: f1(a.binary)[:, 1], "grades"),
-    "binary_f1_macro": Metric("binary F1, macro", lambda a: f1(a.binary).mean(axis=1), "grades"),
     "sensitivity": Metric("sensitivity", lambda a: recall(a.binary, 1), "grades"),
     "specificity": Metric("specificity", lambda a: recall(a.binary, 0), "grades"),
 }
@@ -266,11 +262,6 @@ def f1(matrices: Array) -> Array:
     return 2 * hit / np.where(size > 0, size, 1)
 
 
-def weighted_f1(matrices: Array) -> Array:
-    """Mean over images of the F1 of their class."""
-    return np.average(f1(matrices), axis=1, weights=matrices.sum(axis=2))
-
-
 def quadratic_kappa(matrices: Array) -> Array:
     """Quadratically weighted Cohen's kappa of matrices (n_resamples, k, k)."""
     k = matrices.shape[1]
@@ -280,23 +271,12 @@ def quadratic_kappa(matrices: Array) -> Array:
     return 1 - ratio((penalty * matrices).sum(axis=(1, 2)), (penalty * chance).sum(axis=(1, 2)))
 
 
-def in_order(values: Array, others: Array) -> Array:
-    """1 where a value (rows) is above one of ``others`` (columns), 0.5 where they are equal."""
-    return (values[:, None] > others) + 0.5 * (values[:, None] == others)
-
-
 def auc(positive: Array, score: Array, weights: Array) -> Array:
     """Area under the ROC curve: share of (positive, negative) pairs in order, ties half."""
     up, down = weights[:, positive], weights[:, ~positive]
-    pairs = ((up @ in_order(score[positive], score[~positive])) * down).sum(axis=1)
+    ahead = score[positive][:, None] - score[~positive]
+    pairs = ((up @ (np.sign(ahead) / 2 + 0.5)) * down).sum(axis=1)
     return ratio(pairs, up.sum(axis=1) * down.sum(axis=1))
-
-
-def tau_b(true: Array, score: Array, weights: Array) -> Array:
-    """Kendall's tau-b of class index and score, -1..1: agreement of order over pairs."""
-    a, b = (np.sign(values[:, None] - values) for values in (true, score))
-    agreeing = [((weights @ pairs) * weights).sum(axis=1) for pairs in (a * b, abs(a), abs(b))]
-    return ratio(agreeing[0], np.sqrt(agreeing[1] * agreeing[2]))
 
 
 def sensitivity_at(specificity: float, positive: Array, score: Array, weights: Array) -> Array:

@@ -69,11 +69,9 @@ def permuted(run, table: pd.DataFrame, weights: str, runs_dir: Path, seed: int, 
     given = networks.describe_weights(weights, recipe.architecture)
     if given != run.recipe["weights"]:
         started = f"{run.name} started from {run.recipe['weights']}, not from {given}"
-        remedy = "give its weights_resnet50 and weights_resnet101, or attribution_permuted false"
-        raise AttributionError(f"{started}: {remedy}")
+        raise AttributionError(f"{started}: give its weights, or attribution_permuted false")
     if missing := sorted(set(run.predictions["id"]) - set(table["id"])):
-        words = f"{len(missing)} images of {run.name} are not in this data"
-        raise AttributionError(f"{words}, the first is {missing[0]}: give the data it saw")
+        raise AttributionError(f"{run.name}: {missing[0]} is not in this data: give what it saw")
     table = table.drop(columns="group", errors="ignore")
     split = run.predictions[["id", "group", "part"]].merge(table, on="id")
     split = split.assign(task=recipe.task, protocol=recipe.protocol, fold=recipe.fold)

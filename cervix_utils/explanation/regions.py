@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cervix_utils.data.images import BACKGROUND, CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
@@ -28,8 +27,8 @@ def shares(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     (signed as in the paper, absolute, positive) <form>_at_<region> (these sum to 1, as areas do),
     <form>_per_area_<region> (their quotient), <form>_log_ratio (of nucleus to cytoplasm; NaN where
     one is not positive), <form>_usable (False where the total is near 0, see LEAST); cancellation
-    (sum of |map| over |sum of map|, 1 or more); middle (share of what is positive in the middle
-    quarter of the picture, 0.25 in an even map, NaN where nothing is); and ``localisation``.
+    (sum of |map| over |sum of map|, 1 or more); and middle (share of what is positive in the middle
+    quarter of the picture, 0.25 in an even map, NaN where nothing is).
     """
     forms = {"signed": maps, "absolute": np.abs(maps), "positive": np.maximum(maps, 0)}
     inside = {region: np.isin(masks, codes) for region, codes in REGIONS.items()}
@@ -48,29 +47,7 @@ def shares(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
     positive, side = forms["positive"], maps.shape[1] // 4
     middle = pd.Series(positive[:, side:-side, side:-side].sum(axis=(1, 2)))
     table["middle"] = middle / positive.sum(axis=(1, 2))
-    return pd.concat([table, localisation(maps, masks)], axis=1)
-
-
-def localisation(maps: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
-    """How well the positive part of a map finds the nucleus; by chance each is about ``chance``.
-
-    Columns, 0..1: mass (share of positive relevance in the nucleus) and rank (share of the K
-    largest pixels in it, K its size; both after Arras et al. 2022), pointing (1 where the largest
-    pixel lies in it, Zhang et al. 2018), chance (its area share). NaN where an image has no
-    nucleus; mass also where nothing is positive. Equal pixels share.
-    """
-    values, inside = maps.reshape(len(maps), -1), (masks == NUCLEUS).reshape(len(maps), -1)
-    first, last = (stats.rankdata(-values, how, axis=1) for how in ("min", "max"))
-
-    def of_largest(k):
-        chosen = ((k - first + 1) / (last - first + 1)).clip(0, 1)
-        return (chosen * inside).sum(axis=1) / k.clip(1)[:, 0]
-
-    size, positive = inside.sum(axis=1, keepdims=True), np.maximum(values, 0)
-    mass = pd.Series((positive * inside).sum(axis=1)) / positive.sum(axis=1)
-    table = pd.DataFrame({"mass": mass, "rank": of_largest(size)})
-    table = table.assign(pointing=of_largest(np.ones_like(size)), chance=inside.mean(axis=1))
-    return table[inside.any(axis=1)].reindex(table.index)
+    return table
 
 
 def _resampled(table: pd.DataFrame, by: str, n_boot: int, seed: int) -> pd.DataFrame:

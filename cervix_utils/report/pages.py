@@ -11,9 +11,9 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from html import unescape
@@ -218,13 +218,12 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
 
 def commit() -> str:
     """Commit of this project's checkout, and whether files of it were changed; else ``unknown``."""
+    if not ((paths.ROOT / ".git").exists() and shutil.which("git")):
+        return "unknown"  # or installed inside another project's checkout
     git = ["git", "--no-optional-locks", "describe", "--always", "--exclude=*", "--abbrev=12"]
-    said = ""
-    if (paths.ROOT / ".git").exists():  # not installed inside another project's checkout
-        with suppress(OSError, subprocess.SubprocessError):
-            quiet = {"cwd": paths.ROOT, "stderr": subprocess.DEVNULL, "timeout": 20}
-            said = subprocess.check_output([*git, "--dirty"], text=True, **quiet)
-    return said.strip().replace("-dirty", " + uncommitted changes") or "unknown"
+    git.append("--dirty= + uncommitted changes")
+    done = subprocess.run(git, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from skimage.measure import block_reduce
 
 from cervix_utils.data.images import CYTOPLASM, NUCLEUS
 from cervix_utils.evaluation import metrics
@@ -157,26 +156,3 @@ def gallery(
         _picture(column[1], heat, cmap=DIVERGING, vmin=-scale, vmax=scale)
         overlay(column[2], image, heat, scale)
     plt.colorbar(axes[1, -1].images[0], ax=axes[1:, -1], fraction=0.08, pad=0.04)
-
-
-def _coarse(maps: Array) -> Array:
-    """Mean positive map of maps (n, s, s), as means over squares, at most 32 along a side."""
-    step = -(-maps.shape[1] // 32)
-    return block_reduce(np.maximum(maps, 0).mean(axis=0), step, np.nanmean, cval=np.nan)
-
-
-def mean_maps(axes: Array, maps: Array, labels: Sequence[str], classes: Sequence[str]) -> None:
-    """Mean positive map of each class on one of ``axes``, all on one scale; no image can be seen.
-
-    Drawn as areas of a coarse map: no bitmap, in a page that stays small.
-    """
-    labels = np.asarray(labels, dtype=object)
-    means = {name: _coarse(maps[labels == name]) for name in classes if (labels == name).any()}
-    top = max((mean.max() for mean in means.values()), default=0) or 1
-    look = {"levels": np.linspace(0, top, 11), "cmap": "Greys", "vmin": 0, "vmax": top}
-    for ax, name in zip(axes, classes):
-        if name in means:
-            ax.contourf(means[name], **look)
-            ax.invert_yaxis()
-        ax.set_title(f"{label(name)}, mean of {(labels == name).sum()}", fontsize=8)
-        ax.set(xticks=[], yticks=[], aspect="equal")

@@ -69,9 +69,8 @@ class Checkpoint(Callback):
         parts = {"model": self.model.state_dict(), "best": self.best.state or {}}
         for number, state in enumerate(self.opt.opt.state.values()):
             parts[f"optimiser {number}"] = state
-        losses = torch.stack([loss.cpu() for loss in self.recorder.losses])
         smooth = torch.as_tensor(self.recorder.smooth_loss.val)
-        parts["state"] = {"losses": losses, "smooth": smooth, "random": torch.get_rng_state()}
+        parts["state"] = {"smooth": smooth, "random": torch.get_rng_state()}
         return {
             f"{part} {name}": value.detach().cpu().contiguous()
             for part, values in parts.items()
@@ -87,7 +86,6 @@ class Checkpoint(Callback):
         for number, parameter in enumerate(parameters):
             state = _part(tensors, f"optimiser {number}")
             self.opt.opt.state[parameter] = {k: _like(parameter, v) for k, v in state.items()}
-        self.recorder.losses = list(tensors["state losses"])
         smooth, self.recorder.smooth_loss.count = tensors["state smooth"], facts["batches"]
         self.recorder.smooth_loss.val = smooth.to(self.dls.device)
         torch.set_rng_state(tensors["state random"])

@@ -156,17 +156,13 @@ def _fill(model: nn.Module, state: dict[str, Tensor], architecture: str) -> None
     """Load all of ``state`` but the head; WeightsError where names or shapes are of another
     network."""
     head = f"{model.head_name}."
-    expected = {key: value for key, value in model.state_dict().items() if not key.startswith(head)}
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(head)}
     given = {key: value for key, value in state.items() if not key.startswith(head)}
-    wrong = [k for k, v in given.items() if k not in expected or expected[k].shape != v.shape]
-    missing = [key for key in expected if key not in given and "num_batches" not in key]
-    if wrong or missing:
-        raise WeightsError(
-            f"the weights are not of a {architecture}: {len(missing)} entries missing, "
-            f"{len(wrong)} unexpected or of another shape (first: {(wrong + missing)[0]}): "
-            f"give weights of a {architecture}"
-        )
-    model.load_state_dict(given, strict=False)
+    try:
+        model.load_state_dict(given | own)
+    except RuntimeError as error:
+        said = f"the weights are not of a {architecture}: {str(error)[:300]}"
+        raise WeightsError(f"{said}: give weights of a {architecture}") from None
 
 
 def body_and_head(model: nn.Module) -> list[list[nn.Parameter]]:
