@@ -28,6 +28,11 @@ def cache_dir() -> Path:
     return ROOT / os.environ.get("CERVIX_CACHE", ".cache")
 
 
+def in_jupyterlab() -> bool:
+    """Whether somebody sits before a notebook: not under papermill or nbval."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
 def reports_dir(name: str) -> Path:
     """Folder of one report, ``reports/<name>``; CERVIX_REPORTS moves ``reports`` elsewhere."""
     return ROOT / os.environ.get("CERVIX_REPORTS", "reports") / name

@@ -62,10 +62,7 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
     f1 = {"labels": labels, "zero_division": 0}
     found = {
         "accuracy": sk.accuracy_score(true, guess),
-        **{
-            f"f1_{kind}": sk.f1_score(true, guess, average=kind, **f1)
-            for kind in ("macro", "weighted")
-        },
+        "f1_macro": sk.f1_score(true, guess, average="macro", **f1),
         **{
             f"f1_{name}": value
             for name, value in zip(names, sk.f1_score(true, guess, average=None, **f1))
@@ -100,8 +97,6 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
         score = list(predictions["score"])
         found["mse"] = sum((s - (t + 1)) ** 2 for s, t in zip(score, true)) / len(true)
         found["mae"] = sum(abs(s - (t + 1)) for s, t in zip(score, true)) / len(true)
-        each = [[abs(s - (t + 1)) for s, t in zip(score, true) if t == k] for k in labels]
-        found["mae_macro"] = sum(sum(e) / len(e) if e else math.nan for e in each) / len(each)
         off = [abs(g - t) for g, t in zip(guess, true)]
         found["adjacent_accuracy"] = sum(o <= 1 for o in off) / len(off)
         found["severe_miss"] = sum(o >= 3 for o in off) / len(off)
@@ -125,9 +120,6 @@ def measure(predictions: pd.DataFrame) -> dict[str, float]:
         found |= operating_points(sick, abnormal)
         found["binary_accuracy"] = sk.accuracy_score(sick, called)
         found["binary_f1"] = sk.f1_score(sick, called, zero_division=0)
-        found["binary_f1_macro"] = sk.f1_score(
-            sick, called, labels=[False, True], average="macro", zero_division=0
-        )
         pairs = list(zip(sick, called))
         for name, side in (("sensitivity", True), ("specificity", False)):
             found[name] = share([call == side for s, call in pairs if s == side])

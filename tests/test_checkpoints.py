@@ -57,15 +57,13 @@ def assert_same(one, other):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     histories = [fitting.history(side.learn) for side in (one, other)]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
-    assert one.learn.epoch_kept == other.learn.epoch_kept
 
 
 @pytest.mark.parametrize(
     ("pipeline", "changes"),
     [
-        ("combined", {"selection": "best"}),
-        ("regression", {"selection": "last", "stain": 0.1}),
-        ("classification", {"valid_fraction": 0.0, "selection": "last", "balanced": True}),
+        ("combined", {}),
+        ("classification", {"valid_fraction": 0.0, "optimiser": "sgd"}),
         ("sgd", {}),
     ],
 )

@@ -7,13 +7,12 @@ import torch
 import toys
 from sklearn.metrics import log_loss, mean_squared_error
 
-from cervix_utils import config
 from cervix_utils.data import splits, tables
 from cervix_utils.evaluation import calibration, metrics
 from cervix_utils.training import choice, fitting, learners, recipes, runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WHOLE = {"valid_fraction": 0.0, "selection": "last", "test_flips": 1}
+WHOLE = {"valid_fraction": 0.0, "test_flips": 1}
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +33,6 @@ def test_no_image_is_spent_on_validation(tiny_demo):
     fitting.fit(learn, recipe)
     history = fitting.history(learn)
     assert history["train_loss"].notna().all() and history["valid_loss"].isna().all()
-
-
-def test_the_best_epoch_needs_a_validation_part():
-    settings = config.validate({"selection": "best", "valid_fraction": 0}, "test")
-    with pytest.raises(recipes.RecipeError, match="valid_fraction is 0"):
-        recipes.make(settings, "herlev", "combined")
 
 
 def test_inner_folds_hold_out_every_training_image_once_and_no_test_image(tried):
@@ -101,7 +94,6 @@ def test_a_validation_part_calibrates_where_there_is_one(tried):
 def test_no_candidates_no_trials(tried):
     recipe, split, folder, _ = tried
     assert choice.trials(split, recipe, [], 2, folder, "cpu") == []
-    assert choice.table([]).empty
 
 
 @pytest.mark.parametrize(

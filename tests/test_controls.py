@@ -186,17 +186,6 @@ def test_a_constant_map_is_like_nothing_and_nothing_is_said_of_it():
     assert controls.similarity(np.ones((3, 8, 8)), noise()).isna().all(axis=None)
 
 
-def test_agreement_is_symmetric_and_one_with_itself():
-    items = [
-        SimpleNamespace(title=title, maps=noise(k) + noise(9)) for k, title in enumerate("abc")
-    ]
-    table = controls.agreement(items)
-    assert list(table) == list(table.index) == list("abc")
-    np.testing.assert_allclose(table, table.T, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(np.diag(table), 1, rtol=0, atol=1e-12)
-    assert table.loc["a", "b"] == controls.similarity(items[0].maps, items[1].maps)["signed"].mean()
-
-
 # Down the cascade
 
 

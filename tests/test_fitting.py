@@ -110,34 +110,18 @@ def test_the_same_recipe_gives_equal_bits_on_one_thread_and_on_two(tiny_demo, pi
     pd.testing.assert_frame_equal(*tables_made, check_exact=True)
 
 
-def test_keep_best_puts_the_epoch_with_the_lowest_validation_loss_back():
-    model = nn.Linear(1, 1)
-    keep = fitting.KeepBest()
-    keep.learn = SimpleNamespace(model=model, epoch=0, recorder=SimpleNamespace(values=[]))
-    keep.before_fit()
-    for epoch, loss in enumerate([0.9, 0.4, 0.6, float("nan")]):
-        model.weight.data.fill_(epoch)
-        keep.learn.epoch = epoch
-        keep.learn.recorder.values.append([0.0, loss, 0.0])
-        keep.after_epoch()
-    keep.after_fit()
-    assert keep.learn.epoch_kept == 2 and model.weight.item() == 1
-
-
-@pytest.mark.parametrize("selection", ["best", "last"])
-def test_the_network_kept_is_that_of_the_epoch_chosen(tiny_demo, selection):
+def test_the_network_kept_is_that_of_the_last_epoch(tiny_demo):
     changes = {"epochs": 4, "lr": 3e-3, "test_flips": 1, "precision": "float32"}
-    recipe = toys.recipe_of("combined", selection=selection, **changes, **toys.STILL)
+    recipe = toys.recipe_of("combined", **changes, **toys.STILL)
     training = fitted(tiny_demo, recipe)
     assert list(training.history["epoch"]) == [1, 2, 3, 4]
     assert list(training.history) == ["epoch", "train_loss", "valid_loss", "accuracy"]
-    kept = training.history["valid_loss"].argmin() + 1 if selection == "best" else 4
-    assert training.learn.epoch_kept == kept and training.learn.fitted_as == recipe
+    assert training.learn.fitted_as == recipe
     losses_now = []
     for _, row in training.table[training.table["part"] == "valid"].iterrows():
         severity = recipe.classes.index(row["label"]) + 1
         losses_now.append(-np.log(row[f"p_{row['label']}"]) + (severity - row["score"]) ** 2)
-    wanted = training.history["valid_loss"][kept - 1]
+    wanted = training.history["valid_loss"].iloc[-1]
     assert np.mean(losses_now) == pytest.approx(wanted, rel=1e-3)
 
 
@@ -211,7 +195,7 @@ def test_a_second_fit_goes_on_from_the_first_and_is_not_the_recipes(tiny_demo):
     ("pipeline", "architecture"), [("combined", "resnet101"), ("sgd", "resnet50")]
 )
 def test_the_papers_networks_train_one_step_on_every_parameter(tiny_demo, pipeline, architecture):
-    changes = {"batch_size": 22, "schedule": "constant", "selection": "last"}
+    changes = {"batch_size": 22, "schedule": "constant"}
     recipe = toys.recipe_of(pipeline, architecture=architecture, **changes)
     learn = learners.build(toys.split_of(tiny_demo, recipe), recipe, "cpu")
     before = [parameter.detach().clone() for parameter in learn.model.parameters()]

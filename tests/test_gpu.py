@@ -27,7 +27,7 @@ def recipe_of(pipeline: str, **changes):
 @pytest.fixture(scope="module")
 def trained(tiny_demo, tmp_path_factory):
     """A ResNet-101 with the combined loss, trained on the GPU."""
-    recipe = recipe_of("combined", epochs=30, selection="last")
+    recipe = recipe_of("combined", epochs=30)
     split = toys.split_of(tiny_demo, recipe)
     return split, recipe, runs.obtain(split, recipe, tmp_path_factory.mktemp("runs"))
 
@@ -39,12 +39,6 @@ def test_every_pipeline_trains_on_the_gpu_and_says_so(tiny_demo, tmp_path, pipel
     assert run.recipe["device"] == torch.cuda.get_device_name()
     assert run.recipe["computed_in"] == "bf16" and run.recipe["precision"] == "auto"
     assert np.isfinite(run.history.to_numpy()).all() and (run.predictions["part"] == "test").any()
-
-
-def test_balanced_and_stained_batches_are_made_on_the_gpu(tiny_demo, tmp_path):
-    recipe = recipe_of("combined", balanced=True, stain=0.15, epochs=2)
-    run = runs.obtain(toys.split_of(tiny_demo, recipe), recipe, tmp_path)
-    assert np.isfinite(run.history.to_numpy()).all()
 
 
 def test_a_finished_run_is_read_and_not_trained_again(trained, capsys):
@@ -115,7 +109,7 @@ def test_a_gpu_is_taken_unless_the_cpu_is_asked_for():
 
 @pytest.mark.parametrize(("pipeline", "precision"), [("combined", "float32"), ("modern", "bf16")])
 def test_replayed_steps_train_as_plain_ones_do(tiny_demo, pipeline, precision):
-    recipe = recipe_of(pipeline, epochs=6, selection="last", precision=precision, batch_size=4)
+    recipe = recipe_of(pipeline, epochs=6, precision=precision, batch_size=4)
     split, losses = toys.split_of(tiny_demo, recipe), []
     for plain in (True, False):
         learn = learners.build(split, recipe)
@@ -127,7 +121,7 @@ def test_replayed_steps_train_as_plain_ones_do(tiny_demo, pipeline, precision):
 
 
 def test_the_memory_of_a_captured_step_is_given_back(tiny_demo):
-    recipe = recipe_of("combined", epochs=2, selection="last")
+    recipe = recipe_of("combined", epochs=2)
     split, left = toys.split_of(tiny_demo, recipe), []
     for _ in range(3):
         fitting.fit(learners.build(split, recipe), recipe)

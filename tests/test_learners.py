@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import TfmdDL
 from fastai.interpret import ClassificationInterpretation, Interpretation
-from fastai.torch_core import TensorCategory, TensorImage, set_seed
+from fastai.torch_core import TensorCategory, TensorImage
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -373,61 +373,10 @@ def test_flips_are_those_of_the_recipe(tiny_demo, tmp_path, flip, seen):
     assert len(views) == seen
 
 
-def test_balanced_batches_draw_every_class_as_often_whatever_its_share(tiny_demo):
-    recipe = toys.recipe_of(balanced=True, image_size=32)
-    split = toys.split_of(tiny_demo, recipe)
-    rows = split.index[split["part"] == "train"]
-    split.loc[rows, "label"] = ["normal"] * (len(rows) - 1) + ["carcinoma_in_situ"]
-    loaders = learners.dataloaders(split, recipe, "cpu")
-    set_seed(0)
-    drawn = [loaders.train.get_idxs() for _ in range(200)]
-    share = np.mean([index == len(rows) - 1 for indices in drawn for index in indices])
-    assert share == pytest.approx(0.5, abs=0.03)
-    targets = torch.cat([y for _, y in loaders.valid])
-    wanted = split.loc[split["part"] == "valid", "label"].tolist()
-    assert [loaders.vocab[target] for target in targets] == wanted
-    assert len(loaders.test_dl(["a", "b", "c"]).get_idxs()) == 3
-
-
 def test_a_part_smaller_than_a_batch_is_one_batch(tiny_demo):
     loaders, split = loaders_of(tiny_demo, batch_size=400)
     x, _ = loaders.train.one_batch()
     assert len(x) == (split["part"] == "train").sum() and isinstance(loaders.train, TfmdDL)
-
-
-# Stain
-
-
-def test_stain_changes_each_colour_of_each_training_image_by_one_power_and_factor():
-    torch.manual_seed(0)
-    x = TensorImage(torch.rand(3, 3, 8, 8) * 0.8 + 0.1)
-    out = learners.Stain(0.3)(x, split_idx=0)
-    assert torch.equal(learners.Stain(0.3)(x, split_idx=1), x)
-    for before, after in zip(x.reshape(9, -1), out.reshape(9, -1)):
-        inside = after < 1
-        density = -before[inside].log()
-        slope, shift = np.polyfit(density, -after[inside].log(), 1)
-        np.testing.assert_allclose(-after[inside].log(), slope * density + shift, atol=1e-5)
-        assert 0.3 < slope < 3 and slope != 1
-    assert out.min() >= 0 and out.max() <= 1
-
-
-def test_stain_gains_have_the_spread_asked_for():
-    torch.manual_seed(0)
-    grey = torch.full((4000, 3, 1, 2), 0.5) ** torch.tensor([1.0, 2.0])
-    out = learners.Stain(0.2)(TensorImage(grey), split_idx=0)
-    gain = (out[..., 0] / out[..., 1]).log() / np.log(2)
-    assert gain.log().std().item() == pytest.approx(0.2, rel=0.05)
-    assert gain.log().mean().abs() < 0.01
-
-
-def test_only_training_batches_are_stained(tiny_demo):
-    loaders, split = loaders_of(tiny_demo, **toys.STILL, stain=0.5)
-    plain, _ = loaders_of(tiny_demo, split, **toys.STILL)
-    assert torch.equal(all_pictures(loaders.valid), all_pictures(plain.valid))
-    stained, unstained = all_pictures(loaders.train).std(), all_pictures(plain.train).std()
-    assert not torch.isclose(stained, unstained, rtol=1e-3)
-    assert learners.augmentations(toys.recipe_of(**toys.STILL)) == []
 
 
 # Device, precision, optimiser

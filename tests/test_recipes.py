@@ -28,15 +28,14 @@ SHARED = {
     "seed": 7, "protocol": "grouped", "fold": 2, "valid_fraction": 0.2, "phash_distance": 4,
     "threads": 2, "precision": "float32",
 }  # fmt: skip
-BOTH = {"balanced": True, "selection": "last", "test_flips": 2}
+BOTH = {"test_flips": 2}
 MODERN = {"image_size": 96, "batch_size": 16, "epochs": 3, "lr": 0.01}
 
 
 @pytest.mark.parametrize(
     ("pipeline", "plain", "prefixed"),
     [
-        ("combined", SHARED | BOTH, MODERN | {"n_folds": 5, "window": 60, "stain": 0.1,
-                                              "regression_weight": 0.5}),
+        ("combined", SHARED | BOTH, MODERN | {"window": 60, "regression_weight": 0.5}),
         ("modern", SHARED | BOTH, MODERN | {"head": "linear"}),
         ("sgd", SHARED, {"image_size": 96, "head": "linear"}),
     ],
@@ -65,12 +64,12 @@ def test_pipelines_of_paper_h_differ_in_their_name_alone(pipeline):
 
 
 def test_paper_cs_recipe_is_as_written():
-    recipe = make("sgd", balanced=True, test_flips=8, selection="best", colposcopy_lr=0.1)
+    recipe = make("sgd", test_flips=8, colposcopy_lr=0.1)
     written = {
         "architecture": "resnet50", "head": "paper", "optimiser": "sgd", "lr": 0.001,
         "batch_size": 60, "momentum": 0.9, "weight_decay": 1e-4, "schedule": "constant",
         "head_factor": 1.0, "flip": "none", "rotate": 0.0, "zoom": 1.0, "lighting": 0.0,
-        "stain": 0.0, "balanced": False, "selection": "last", "test_flips": 1,
+        "test_flips": 1,
     }  # fmt: skip
     assert {name: getattr(recipe, name) for name in written} == written
     assert make("sgd", colposcopy_sgd_epochs=9, colposcopy_epochs=5).epochs == 9
@@ -127,7 +126,7 @@ def test_initial_weights_fit_the_architecture(architecture, resnet50, resnet101,
 
 
 def test_numbers_that_yaml_reads_as_integers_make_the_same_recipe():
-    whole, real = make("combined", herlev_regression_weight=1, herlev_stain=0), make("combined")
+    whole, real = make("combined", herlev_regression_weight=1), make("combined")
     assert whole == real and repr(whole) == repr(real)
 
 

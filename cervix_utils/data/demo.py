@@ -30,7 +30,6 @@ FOLDERS = "Superficial-Intermediate", "Parabasal", "Metaplastic", "Koilocytotic"
 # 0 seam, 1 other, 2 nucleus, 3 cytoplasm, 4 background
 MASK_PALETTE = bytes.fromhex("000000 808080 0000ff 000080 ff0000").ljust(768, b"\0")
 JUNCTIONS = {1: (0.42, 0.65), 2: (0.2, 0.32), 3: (0.05, 0.08)}  # by type, over the cervix's radius
-TEST_PHOTOGRAPHS = 6
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], grain: float) -> np.ndarray:
@@ -176,7 +175,7 @@ def _write_mobileodt(root: Path, seed: int, photographs: int) -> None:
         for number in range(count - len(women)):
             file = root / f"additional/Type_{kind}/{number}.jpg"
             _write_cervix(rng, women[rng.integers(len(women))], file, rng.random() < 0.2)
-    for number in range(TEST_PHOTOGRAPHS):
+    for number in range(6):
         _write_cervix(rng, draw_cervix(rng, 1 + number % 3), root / f"test/{number}.jpg")
     half = file.read_bytes()[: file.stat().st_size // 2]
     (root / "additional/Type_1/empty.jpg").touch()

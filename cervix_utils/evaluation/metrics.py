@@ -52,7 +52,6 @@ METRICS = {
     "auc_mean": Metric("mean AUC", lambda a: a.aucs.mean(axis=0)),
     "mse": Metric("MSE of the score", lambda a: a.mean(a.error**2), "grades", True),
     "mae": Metric("MAE of the score", lambda a: a.mean(a.error), "grades", True),
-    "mae_macro": Metric("MAE, mean over classes", lambda a: a.mae_macro(), "grades", True),
     "adjacent_accuracy": Metric("at most one grade off", lambda a: a.mean(a.off <= 1), "grades"),
     "severe_miss": Metric("three grades off or more", lambda a: a.mean(a.off >= 3), "grades", True),
     "cis_called_normal": Metric("top grade called normal", lambda a: a.cell(-1, 0), "grades", True),
@@ -323,11 +322,6 @@ class Answers:
     def mean(self, values: Array) -> Array:
         """Weighted mean (n_resamples,) of ``values`` (n,)."""
         return self.weights @ values / self.weights.sum(axis=1)
-
-    def mae_macro(self) -> Array:
-        """Mean over classes of each class's mean error in grades."""
-        errors = (self.weights * self.error) @ self.members
-        return ratio(errors, self.weights @ self.members).mean(axis=1)
 
     def cell(self, true: int, called: int) -> Array:
         """Share of the images of class ``true`` that are called ``called`` (-1: the last)."""

@@ -90,13 +90,6 @@ def similarity(maps: np.ndarray, others: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"signed": signed, "absolute": absolute})
 
 
-def agreement(explained: Sequence[Explained]) -> pd.DataFrame:
-    """Mean rank correlation of the signed maps of every two methods on the same images, -1..1."""
-    titles = [item.title for item in explained]
-    values = [[similarity(a.maps, b.maps)["signed"].mean() for b in explained] for a in explained]
-    return pd.DataFrame(values, titles, titles)
-
-
 def down_the_cascade(explain: Explainer, model, chosen, baseline, n_boot=1000, seed=0):
     """Mean similarity with a network's Integrated Gradients while its layers are randomised.
 

@@ -6,9 +6,6 @@ for an image holds for images like the training images alone, so each answer say
 
 import glob
 import json
-import os
-from importlib import import_module
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -91,8 +88,3 @@ def read(asked: str) -> pd.DataFrame:
         why = "; ".join(table["id"] + ": " + table["reason"]) or "no file there"
         raise OwnImageError(f"IMAGES={asked}: {why}. Give a picture, a folder or a 'pattern'")
     return table
-
-
-def widgets() -> ModuleType | None:
-    """ipywidgets in JupyterLab; None elsewhere (papermill, nbval), where nobody would use them."""
-    return import_module("ipywidgets") if "JPY_SESSION_NAME" in os.environ else None

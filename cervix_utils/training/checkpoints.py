@@ -5,11 +5,10 @@ import random
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastai.callback.core import Callback
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cervix_utils import paths
@@ -20,15 +19,15 @@ EVERY, SHARE = 60.0, 0.02  # seconds between two, and the part of the time that 
 class Checkpoint(Callback):
     """Keeps the whole state of a fit in ``file`` at the end of an epoch, and goes on from it.
 
-    Weights, optimiser, best epoch, losses and random states, so that on a CPU the result is that of
+    Weights, optimiser, losses and random states, so that on a CPU the result is that of
     a fit without interruption, bit by bit. Nothing is kept before ``EVERY`` seconds; a disk that is
-    full costs no training. ``best``: a ``fitting.KeepBest``, of the fit or idle.
+    full costs no training.
     """
 
     order = 80  # after all callbacks that begin anew with a fit
 
-    def __init__(self, file: Path, best: Callback):
-        self.file, self.best, self.resumed = file, best, False
+    def __init__(self, file: Path):
+        self.file, self.resumed = file, False
 
     def before_fit(self):
         self.cost, self.kept = 0.0, time.perf_counter()
@@ -37,8 +36,7 @@ class Checkpoint(Callback):
         try:
             with safe_open(self.file, "pt") as opened:
                 facts = json.loads(opened.metadata()["facts"])
-                names = opened.keys()
-                tensors = {name: opened.get_tensor(name) for name in names}
+            tensors = load_file(self.file)
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
             print(f"{self.file.name} is damaged ({error}): the training begins anew", flush=True)
             return
@@ -49,7 +47,7 @@ class Checkpoint(Callback):
         start = time.perf_counter()
         if start - self.kept < max(EVERY, self.cost / SHARE):
             return
-        facts = json.dumps(self._facts(), default=lambda values: np.asarray(values).tolist())
+        facts = json.dumps(self._facts(), default=list)
         try:
             with paths.whole(self.file) as draft:
                 save_file(self._tensors(), draft, {"facts": facts})
@@ -61,12 +59,11 @@ class Checkpoint(Callback):
     def _facts(self) -> dict:
         """What is no tensor, as JSON has it."""
         facts = {"epoch": self.epoch + 1, "values": list(self.recorder.values)}
-        facts |= {"batches": self.recorder.smooth_loss.count, "lowest": self.best.lowest}
-        facts |= {"epoch_kept": self.epoch_kept, "numpy": np.random.get_state()}
-        return facts | {"python": random.getstate(), "order": self.dls.train.rng.getstate()}
+        facts |= {"batches": self.recorder.smooth_loss.count, "python": random.getstate()}
+        return facts | {"order": self.dls.train.rng.getstate()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        parts = {"model": self.model.state_dict(), "best": self.best.state or {}}
+        parts = {"model": self.model.state_dict()}
         for number, state in enumerate(self.opt.opt.state.values()):
             parts[f"optimiser {number}"] = state
         smooth = torch.as_tensor(self.recorder.smooth_loss.val)
@@ -79,9 +76,8 @@ class Checkpoint(Callback):
 
     def _put_back(self, facts: dict, tensors: dict[str, Tensor]) -> None:
         self.resumed, self.learn.first_epoch = True, facts["epoch"]
-        self.learn.epoch_kept, self.recorder.values = facts["epoch_kept"], facts["values"]
+        self.recorder.values = facts["values"]
         self.model.load_state_dict(_part(tensors, "model"))
-        self.best.lowest, self.best.state = facts["lowest"], _part(tensors, "best")
         parameters = [one for group in self.opt.opt.param_groups for one in group["params"]]
         for number, parameter in enumerate(parameters):
             state = _part(tensors, f"optimiser {number}")
@@ -89,7 +85,6 @@ class Checkpoint(Callback):
         smooth, self.recorder.smooth_loss.count = tensors["state smooth"], facts["batches"]
         self.recorder.smooth_loss.val = smooth.to(self.dls.device)
         torch.set_rng_state(tensors["state random"])
-        np.random.set_state(facts["numpy"])
         for place, state in ((random, facts["python"]), (self.dls.train.rng, facts["order"])):
             place.setstate((state[0], tuple(state[1]), state[2]))
 

@@ -56,7 +56,7 @@ def trials(
     The lowest loss is first; of equals, the first named. No candidates: no trials. The inner runs
     are kept without weights. RecipeError for a candidate that cannot be.
     """
-    plain = replace(recipe, valid_fraction=0.0, selection="last")
+    plain = replace(recipe, valid_fraction=0.0)
     made = {candidate: recipes.changed(plain, candidate) for candidate in candidates}
     inner = splits.inner(split, n_folds, recipe.seed) if made else []
     tried = []
@@ -66,9 +66,3 @@ def trials(
         loss = loss_of(held_out, recipe.task)
         tried.append(Trial(candidate, held_out.assign(part="inner"), loss))
     return sorted(tried, key=lambda trial: trial.loss)
-
-
-def table(tried: Sequence[Trial]) -> pd.DataFrame:
-    """candidate, loss, images held out: one row a trial, the chosen one first."""
-    rows = [(trial.candidate, trial.loss, len(trial.held_out)) for trial in tried]
-    return pd.DataFrame(rows, columns=["candidate", "loss", "held out"])

@@ -1,7 +1,6 @@
 """Train a Learner as its recipe says, with progress; predict with views of a test image
 averaged."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,35 +13,12 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from torch import nn
 
+from cervix_utils import paths
 from cervix_utils.data import squares, tables
 from cervix_utils.training import learners, networks
 from cervix_utils.training.checkpoints import Checkpoint
 from cervix_utils.training.learners import StudyLearner
 from cervix_utils.training.recipes import Recipe
-
-
-class KeepBest(Callback):
-    """Keeps the weights of the epoch with the lowest validation loss and puts them back at the end.
-
-    In memory: fastai's SaveModelCallback writes a pickle and loads it without weights_only.
-    """
-
-    order = 60  # after the Recorder
-    lowest, state = np.inf, None
-
-    def before_fit(self):
-        self.lowest, self.state = np.inf, None
-
-    def after_epoch(self):
-        loss = self.recorder.values[-1][1]
-        if loss < self.lowest:
-            self.lowest, self.learn.epoch_kept = loss, self.epoch + 1
-            state = self.model.state_dict()
-            self.state = {key: value.detach().clone() for key, value in state.items()}
-
-    def after_fit(self):
-        if self.state:
-            self.model.load_state_dict(self.state)
 
 
 class EpochLine(Callback):
@@ -84,28 +60,24 @@ def fit(learn: StudyLearner, recipe: Recipe, checkpoint: Path | None = None) -> 
 
     Deterministic on a CPU, however many trainings run side by side and whatever was shown before.
     ``checkpoint``: the file of a training that was killed, to go on from, and for this one.
-    Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before),
-    ``learn.epoch_kept`` (from 1) and ``learn.seconds``. FloatingPointError where the loss diverges.
+    Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before) and
+    ``learn.seconds``. FloatingPointError where the loss diverges.
     """
     untouched = learn.opt is None  # fastai makes the optimiser when a Learner is first fitted
-    best = KeepBest()
-    kept = [Checkpoint(checkpoint, best)] if checkpoint else []
-    callbacks = kept + [best] * (recipe.selection == "best")
-    in_jupyterlab = "JPY_SESSION_NAME" in os.environ
+    kept = [Checkpoint(checkpoint)] if checkpoint else []
     start, rates = time.perf_counter(), slice(recipe.lr, recipe.lr * recipe.head_factor)
-    learn.epoch_kept = recipe.epochs
     with ExitStack() as stack:
         stack.enter_context(on_threads(recipe.threads))
-        if not in_jupyterlab:
-            callbacks.append(EpochLine(recipe.name))
+        if not paths.in_jupyterlab():
+            stack.enter_context(learn.added_cbs(EpochLine(recipe.name)))
             stack.enter_context(learn.no_bar())
             stack.enter_context(learn.no_logging())
         set_seed(recipe.seed, reproducible=True)
         learn.dls.train.rng.seed(recipe.seed)  # each batch that was looked at has moved it
         if recipe.schedule == "one-cycle":
-            learn.fit_one_cycle(recipe.epochs, lr_max=rates, cbs=callbacks)
+            learn.fit_one_cycle(recipe.epochs, lr_max=rates, cbs=kept)
         else:
-            learn.fit(recipe.epochs, lr=rates, cbs=callbacks)
+            learn.fit(recipe.epochs, lr=rates, cbs=kept)
     if not np.isfinite(learn.recorder.losses).all():
         raise FloatingPointError(
             f"{recipe.name}: the training loss became infinite or NaN: lower the rate"

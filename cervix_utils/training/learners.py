@@ -10,8 +10,7 @@ import torch
 from fastai.callback import progress, schedule  # noqa: F401 (give Learner bars and fit_one_cycle)
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import CancelEpochException
-from fastai.callback.data import WeightedDL
-from fastai.data.core import DataLoaders, Datasets, TfmdDL, Transform
+from fastai.data.core import DataLoaders, Datasets, Transform
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize
 from fastai.interpret import ClassificationInterpretation, Interpretation  # noqa: F401 (for notebooks)
 from fastai.learner import Learner
@@ -19,7 +18,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorImage, set_seed
 from fastai.vision import augment
 from fastai.vision import learner as vision  # noqa: F401 (gives pictures show_batch, show_results)
-from fastai.vision.augment import AffineCoordTfm, RandTransform
+from fastai.vision.augment import AffineCoordTfm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,23 +105,6 @@ class OpenSquare(Transform):
         return TensorImage(torch.tensor(picture))
 
 
-class Stain(RandTransform):
-    """Another stain and exposure for every training image: each colour's optical density -log x
-    times exp(spread z), plus 0.15 spread z' (z standard normal), as slides differ (after Tellez et
-    al. 2019, on RGB). x in 0..1."""
-
-    order = 50  # after lighting, before normalisation
-
-    def __init__(self, spread: float):
-        super().__init__()
-        self.spread = spread
-
-    def encodes(self, x: TensorImage) -> TensorImage:
-        gain, shift = torch.randn(2, len(x), 3, 1, 1, device=x.device)
-        density = -x.clamp(0.01, 1).log() * (self.spread * gain).exp() + 0.15 * self.spread * shift
-        return (-density).exp().clamp(0, 1)
-
-
 class OnBorderColour(AffineCoordTfm):
     """fastai's rotation, flip and zoom; what lies beyond a picture takes the median colour of its
     border, as the squares of oblong pictures do."""
@@ -144,12 +126,11 @@ def upside_down(x: Tensor) -> Tensor:
 
 
 def augmentations(recipe: Recipe) -> list:
-    """fastai batch transforms: stain, one resampling, lighting in logit space.
+    """fastai batch transforms: one resampling, lighting in logit space.
 
     Every random number is drawn for every batch, on the device of its pictures.
     """
-    made = [Stain(recipe.stain)] if recipe.stain else []
-    affine = [augment.flip_mat] if recipe.flip != "none" else []
+    made, affine = [], [augment.flip_mat] if recipe.flip != "none" else []
     if recipe.flip == "both":
         affine.append(upside_down)
     if recipe.rotate:
@@ -167,8 +148,7 @@ def augmentations(recipe: Recipe) -> list:
 def dataloaders(split: pd.DataFrame, recipe: Recipe, device: str = "cpu") -> DataLoaders:
     """Batches of the training part, shuffled and augmented, and of the validation part as it is.
 
-    Items are files, so that ``test_dl`` takes files. Balanced: training images are drawn with
-    replacement, every class as often as any other.
+    Items are files, so that ``test_dl`` takes files.
     """
     vocabulary = Categorize(vocab=recipe.classes, sort=False)
     rows = {part: split.index[split["part"] == part].tolist() for part in ("train", "valid")}
@@ -179,13 +159,9 @@ def dataloaders(split: pd.DataFrame, recipe: Recipe, device: str = "cpu") -> Dat
     pictures.tls[0].types[0] = pictures.tls[1].types[0] = (str, Path)  # predict("file.jpg") too
     normalize = Normalize.from_stats(recipe.mean, recipe.std, cuda=False)
     normalize.mean, normalize.std = normalize.mean.to(device), normalize.std.to(device)
-    labels = split["label"].iloc[rows["train"]]
-    weights = (1 / labels.map(labels.value_counts())).to_numpy()
     return pictures.dataloaders(
-        bs=min(recipe.batch_size, len(labels)),
+        bs=min(recipe.batch_size, len(rows["train"])),
         after_batch=[IntToFloatTensor(), *augmentations(recipe), normalize],
-        dl_type=WeightedDL if recipe.balanced else TfmdDL,
-        dl_kwargs=[{"wgts": weights} if recipe.balanced else {}, {}],
         num_workers=0,  # pictures lie in memory-mapped squares: processes would only cost time
         device=torch.device(device),
         path=paths.cache_dir() / "learner",

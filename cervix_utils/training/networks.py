@@ -78,9 +78,7 @@ def initial_state(weights: str, architecture: str) -> dict[str, Tensor] | None:
         return read_weights(weights)
     origin = initial_state(weights.removeprefix("grown:"), "resnet50")
     if origin is None:
-        raise WeightsError(
-            "weights_resnet101=grown needs a ResNet-50 to grow from: give weights_resnet50"
-        )
+        raise WeightsError("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")
     return grow_resnet101(origin)
 
 

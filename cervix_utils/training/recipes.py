@@ -33,7 +33,6 @@ class Recipe:
     image_size: int = 224  # pixels, side of the square the network sees
     window: int = 0  # original pixels across that square, about the middle; 0: the whole image
     batch_size: int = 32
-    balanced: bool = False  # classes drawn equally often
     epochs: int = 36
     optimiser: str = "adamw"  # sgd or adamw
     lr: float = 4e-4
@@ -46,8 +45,6 @@ class Recipe:
     rotate: float = 180.0  # degrees either way
     zoom: float = 1.15  # largest magnification
     lighting: float = 0.2  # brightness and contrast, fastai's max_lighting
-    stain: float = 0.0  # spread of the log of each colour's optical density
-    selection: str = "last"  # best (lowest validation loss) or last
     test_flips: int = 4  # views of a test image that are averaged: 1, 2, 4 or 8
     threads: int = 1  # of PyTorch on a CPU: sums, and so results, depend on it
     precision: str = "auto"  # auto (bf16 where the hardware has it), float32 or bf16
@@ -84,11 +81,10 @@ PAPER_H = {
     "regression_weight": (1.0, "paper H, section 3.2.3"),
     "n_folds": (4, "paper H, section 3.2.4"),
 }
-STILL = {"flip": "none", "rotate": 0.0, "zoom": 1.0, "lighting": 0.0, "stain": 0.0}
+STILL = {"flip": "none", "rotate": 0.0, "zoom": 1.0, "lighting": 0.0}
 SGD = STILL | {"batch_size": 60, "optimiser": "sgd", "lr": 0.001, "head_factor": 1.0}
-SGD |= {"weight_decay": 1e-4, "schedule": "constant", "balanced": False, "selection": "last"}
-SGD |= {"test_flips": 1}
-MODERN = {"rotate": 20.0, "zoom": 1.25, "lighting": 0.3, "stain": 0.0}
+SGD |= {"weight_decay": 1e-4, "schedule": "constant", "test_flips": 1}
+MODERN = {"rotate": 20.0, "zoom": 1.25, "lighting": 0.3}
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,8 @@ PIPELINES = {  # the one table of names, labels for people, and order
     "modern": Pipeline("modern recipe", "cross_entropy", PAPER_C, MODERN),
 }
 SEEDED = r"(.+)_seed(\d+)"  # the same training from another seed, on the same split
-FREE = {"image_size": int, "epochs": int, "lr": float, "stain": float, "zoom": float}
-FREE |= {"weight_decay": float}  # what a candidate may change
+# what a candidate may change
+FREE = dict(image_size=int, epochs=int, lr=float, zoom=float, rotate=float, weight_decay=float)
 OURS = {"task", "pipeline", "protocol", "fold", "valid_fraction", "phash_distance", "threads"}
 
 
@@ -148,8 +144,6 @@ def make(settings: Mapping[str, Any], notebook: str, pipeline: str) -> Recipe:
     numbers = [entry.name for entry in fields(Recipe) if entry.type is float]
     values |= {name: float(values[name]) for name in numbers if name in values}  # 1 is 1.0
     recipe = Recipe(**values)
-    if recipe.selection == "best" and not recipe.valid_fraction:
-        raise RecipeError("selection 'best' needs a validation part: valid_fraction is 0")
     if pipeline.endswith("_permuted"):
         raise RecipeError(f"pipeline '{pipeline}' is a control that notebook 4 trains")
     if chosen.graded and not datasets.get(recipe.task).ordered:
@@ -161,16 +155,14 @@ def initial_weights(settings: Mapping[str, Any], architecture: str) -> str:
     """Initial weights of an architecture: its own key, else imagenet or none as for the
     ResNet-50."""
     resnet50 = settings["weights_resnet50"]
-    if architecture == "resnet50":
-        return resnet50
     if architecture == "resnet101":
         weights = settings["weights_resnet101"]
         return f"grown:{resnet50}" if weights == "grown" else weights
-    return resnet50 if resnet50 == "imagenet" else "none"
+    return resnet50 if architecture == "resnet50" or resnet50 == "imagenet" else "none"
 
 
 def changed(recipe: Recipe, candidate: str) -> Recipe:
-    """``recipe`` with the fields of a candidate such as ``image_size=192 stain=0.15``; an empty one
+    """``recipe`` with the fields of a candidate such as ``image_size=192 lr=0.001``; an empty one
     changes nothing. RecipeError for a field that is none of FREE, or a value that is no number."""
     values = dict(item.partition("=")[::2] for item in candidate.split())
     if wrong := sorted(set(values) - set(FREE)):

@@ -109,7 +109,6 @@ def keep(
     device = next(learn.model.parameters()).device.type
     record = facts(recipe, split) | {
         "by_hand": by_hand,
-        "epoch_kept": len(history) if by_hand else learn.epoch_kept,
         "seconds": round(0.0 if by_hand else learn.seconds, 1),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "computed_in": learners.pick_precision(recipe.precision, device),
