@@ -7,7 +7,8 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
-.PHONY: help doctor lab reports case score publish test test-resilience bench lint clean lock
+DATASETS = data-herlev data-sipakmed data-mobileodt
+.PHONY: help doctor lab reports case score publish $(DATASETS) pdf licences test test-resilience bench lint clean lock
 .DEFAULT_GOAL := help
 # a text as the shell, and within it YAML, reads it: whatever spaces, quotes or colons it has
 quoted = '$(subst ','\'',$(1))'
@@ -38,6 +39,12 @@ case: .venv/.done  ## a trained network on your own images: RUN=run folder IMAGE
 
 score: .venv/.done  ## your predictions on the published splits, measured like ours: PREDICTIONS=mine.csv
 	@$(PY) -m tools.score "$(PREDICTIONS)"
+
+data-herlev: .venv/.done  ## Herlev's archive, checked, into DATA (data/): ARCHIVE=smear2005.zip DATA=folder
+data-sipakmed: .venv/.done  ## the same for SIPaKMeD's: ARCHIVE=file DATA=folder
+data-mobileodt: .venv/.done  ## the same for MobileODT's, by your own Kaggle client unless ARCHIVE=file: DATA=folder
+$(DATASETS):
+	@$(PY) -m tools.fetch $(@:data-%=%) $(call quoted,$(ARCHIVE)) $(call quoted,$(or $(DATA),data))
 
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
 	$(PY) -m tools.publish $(CONFIG)

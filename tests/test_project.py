@@ -20,7 +20,7 @@ DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {
     "cervix_utils": 3740,
     "benchmarks": 700,
-    "tools": 310,
+    "tools": 410,
     "workflow": 185,
 }  # lines of code at most
 CODE = {folder: sorted((paths.ROOT / folder).rglob("*.py")) for folder in FOLDERS}
