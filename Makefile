@@ -46,6 +46,9 @@ data-mobileodt: .venv/.done  ## the same for MobileODT's, by your own Kaggle cli
 $(DATASETS):
 	@$(PY) -m tools.fetch $(@:data-%=%) $(call quoted,$(ARCHIVE)) $(call quoted,$(or $(DATA),data))
 
+pdf: .venv/.done  ## one PDF of a finished report, by Chromium: CONFIG=demo CHROME=/path/to/it
+	@$(PY) -m tools.pdf $(call quoted,$(CONFIG))
+
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
 	$(PY) -m tools.publish $(CONFIG)
 
