@@ -74,5 +74,8 @@ lint: .venv/.done  ## ruff on code and notebooks, import-linter on the layers
 lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
+licences: .venv/.done  ## docs/licences.md again: the licence of every locked package
+	$(PY) -m tools.licences
+
 clean:  ## remove what can be made again: caches and unpublished reports
 	rm -rf .cache .snakemake && find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name published -exec rm -rf {} +
