@@ -7,7 +7,8 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
-.PHONY: help doctor lab reports case score publish test test-resilience bench lint clean lock
+DATASETS = data-herlev data-sipakmed data-mobileodt
+.PHONY: help doctor lab reports case score publish $(DATASETS) pdf licences test test-resilience bench lint clean lock
 .DEFAULT_GOAL := help
 # a text as the shell, and within it YAML, reads it: whatever spaces, quotes or colons it has
 quoted = '$(subst ','\'',$(1))'
@@ -39,6 +40,15 @@ case: .venv/.done  ## a trained network on your own images: RUN=run folder IMAGE
 score: .venv/.done  ## your predictions on the published splits, measured like ours: PREDICTIONS=mine.csv
 	@$(PY) -m tools.score "$(PREDICTIONS)"
 
+data-herlev: .venv/.done  ## Herlev's archive, checked, into DATA (data/): ARCHIVE=smear2005.zip DATA=folder
+data-sipakmed: .venv/.done  ## the same for SIPaKMeD's: ARCHIVE=file DATA=folder
+data-mobileodt: .venv/.done  ## the same for MobileODT's, by your own Kaggle client unless ARCHIVE=file: DATA=folder
+$(DATASETS):
+	@$(PY) -m tools.fetch $(@:data-%=%) $(call quoted,$(ARCHIVE)) $(call quoted,$(or $(DATA),data))
+
+pdf: .venv/.done  ## one PDF of a finished report, by Chromium: CONFIG=demo CHROME=/path/to/it
+	@$(PY) -m tools.pdf $(call quoted,$(CONFIG))
+
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
 	$(PY) -m tools.publish $(CONFIG)
 
@@ -63,6 +73,9 @@ lint: .venv/.done  ## ruff on code and notebooks, import-linter on the layers
 
 lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
+
+licences: .venv/.done  ## docs/licences.md again: the licence of every locked package
+	$(PY) -m tools.licences
 
 clean:  ## remove what can be made again: caches and unpublished reports
 	rm -rf .cache .snakemake && find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name published -exec rm -rf {} +

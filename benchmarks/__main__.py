@@ -316,9 +316,22 @@ def quantities() -> list[tuple[str, str, str, list[int], dict]]:
 
 def curves(rounds: int) -> list[dict]:
     """How seconds grow: one row a quantity, the exponent fitted over its range."""
+    return grow(quantities(), "curves")
+
+
+def scale(rounds: int) -> list[dict]:
+    """How seconds and memory of the steps grow in which all rows of a table take part."""
+    sizes = [1000, 3000, 10_000, 30_000, 100_000]
+    ranges = dict.fromkeys(["near_duplicates", "with_groups", "assign_parts"], sizes)
+    ranges |= {"bootstrap": sizes[:4], "bootstrap_of_ranks": sizes[:3]}  # 1 to 5 GB
+    return grow([(f"rows, {s}", "step_of", "n", ranges[s], {"step": s}) for s in ranges], "scale")
+
+
+def grow(asked: list[tuple[str, str, str, list[int], dict]], name: str) -> list[dict]:
+    """Rows of quantities that grow; every point goes to results/<machine>-<name>.csv."""
     rows, points = [], []
-    for what, side, name, values, others in quantities():
-        results = [run(side, **others, **{name: value}) for value in values]
+    for what, side, argument, values, others in asked:
+        results = [run(side, **others, **{argument: value}) for value in values]
         seconds = [result["seconds"] for result in results]
         for value, result in zip(values, results):
             point = {"what": what, "x": value, "seconds": result["seconds"]}
@@ -327,7 +340,7 @@ def curves(rounds: int) -> list[dict]:
         words = f"cost of {what}", f"{values[-1]:,} against {values[0]:,}", "s"
         rows.append(row(*words, seconds[-1:], seconds[:1], "", f"exponent {exponent:.2f}"))
     table = pd.DataFrame(points).round(4)
-    table.to_csv(RESULTS / f"{machine_name()}-curves.csv", index=False)
+    table.to_csv(RESULTS / f"{machine_name()}-{name}.csv", index=False)
     return rows
 
 
@@ -364,7 +377,8 @@ def reports(rounds: int) -> list[dict]:
 
 
 FUNCTIONS = [imports, groups, reading, predict, explain, bounded, train, gpu, large, memory]
-SUITE = {suite.__name__: suite for suite in [*FUNCTIONS, curves, accuracy]} | {"demo": reports}
+FUNCTIONS += [curves, scale, accuracy]
+SUITE = {suite.__name__: suite for suite in FUNCTIONS} | {"demo": reports}
 
 
 def machine_name() -> str:
@@ -388,6 +402,8 @@ def read(file: Path) -> pd.DataFrame:
 def plot(table: pd.DataFrame, file: Path) -> None:
     """Each ratio with its range; the line says equal."""
     shown = table[table["aim"].astype(str).str.fullmatch(r"[\d.]+")].iloc[::-1]
+    if shown.empty:
+        return
     fig, ax = plt.subplots(figsize=(9, 0.34 * len(shown) + 1), layout="constrained")
     y = np.arange(len(shown))
     ax.hlines(y, shown["low"], shown["high"], color="#4477AA", lw=2)

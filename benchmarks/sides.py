@@ -8,6 +8,7 @@ prints one line of JSON: `seconds`, `work` (units done in them) and whatever els
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -482,6 +483,29 @@ def split_folds(n: int, folds: int) -> dict:
         splits.assign_parts(splits.with_groups(table, 8), "herlev", "grouped", 0, folds)
 
     return {"seconds": elapsed(split), "work": n}
+
+
+def step_of(step: str, n: int) -> dict:
+    """One step in which all rows of a table take part, on ``n`` cells without names, two a group:
+    seconds of the processor, and megabytes that the process grew by at its peak."""
+    draw, classes = np.random.default_rng(0), datasets.get("herlev").classes
+    rows = {"id": np.arange(n).astype(str), "label": draw.choice(classes, n), "name_group": ""}
+    rows |= {"task": "herlev", "group": np.arange(n) // 2, "phash": hashes_of(n)}
+    p = pd.DataFrame(draw.dirichlet(np.ones(5), n), columns=[f"p_{name}" for name in classes])
+    table = pd.DataFrame(rows).join(p).assign(score=p.to_numpy() @ np.arange(1, 6))
+    ranks = {name for name in metrics.METRICS if "_at_" in name}
+    others = metrics.METRICS.keys() - ranks
+    steps = {
+        "near_duplicates": lambda: splits.near_duplicates(rows["phash"], 8),
+        "with_groups": lambda: splits.with_groups(table, 8),
+        "assign_parts": lambda: splits.assign_parts(table, "herlev", "grouped", 0),
+        "bootstrap": lambda: metrics.measure_together([table], 1000, 0, others),
+        "bootstrap_of_ranks": lambda: metrics.measure_together([table], 1000, 0, ranks),
+    }
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    steps[step]()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # in KiB, on Linux
+    return {"seconds": time.process_time() - start, "work": n, "peak_mb": grown / 1024}
 
 
 if __name__ == "__main__":

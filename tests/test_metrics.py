@@ -241,8 +241,9 @@ def test_resamples_without_a_class_are_left_out_of_its_interval_and_counted():
 
 
 def test_limits_leave_out_what_does_not_exist():
-    assert np.isnan(metrics.limits(np.full(5, np.nan))).all()
-    assert metrics.limits(np.array([np.nan, *np.arange(101.0)])) == pytest.approx([2.5, 97.5])
+    assert np.isnan(metrics.interval(np.full(5, np.nan))["low"])
+    found = metrics.interval(np.array([7.0, np.nan, *np.arange(101.0)]))
+    assert [found[key] for key in ("value", "low", "high")] == pytest.approx([7, 2.5, 97.5])
 
 
 # results.csv
@@ -306,7 +307,7 @@ def test_an_image_that_stands_twice_in_a_fold_is_refused_not_averaged_in():
 
 
 def test_published_table_names_metrics_that_exist_once_each_with_the_papers_figures():
-    found = metrics.published()
+    found = metrics.PUBLISHED
     assert not found.duplicated(["task", "pipeline", "metric"]).any()
     for (task, pipeline), rows in found.groupby(["task", "pipeline"]):
         kind = {"regression": "regression", "sgd": "colposcopy"}.get(pipeline, "plain")

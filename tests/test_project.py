@@ -18,10 +18,10 @@ from cervix_utils import paths
 
 DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {
-    "cervix_utils": 3740,
+    "cervix_utils": 3400,
     "benchmarks": 700,
-    "tools": 310,
-    "workflow": 185,
+    "tools": 470,
+    "workflow": 187,
 }  # lines of code at most
 CODE = {folder: sorted((paths.ROOT / folder).rglob("*.py")) for folder in FOLDERS}
 MODULES = CODE["cervix_utils"]
@@ -185,7 +185,8 @@ def test_make_help_lists_the_commands():
         ["make", "help"], cwd=paths.ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert all(
-        f"make {word}" in done for word in ("help", "reports", "lab", "test", "lint", "clean")
+        f"make {word}" in done
+        for word in ("help", "reports", "lab", "test", "lint", "clean", "data-herlev", "pdf")
     )
 
 

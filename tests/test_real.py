@@ -2,12 +2,14 @@
 measured."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cervix_utils import paths
 from cervix_utils.data import datasets, images, splits
+from tools import fetch
 
 DATA = Path(os.environ.get("CERVIX_DATA", paths.ROOT.parent / "shared" / "data"))
 pytestmark = [
@@ -27,6 +29,12 @@ def cells():
 def test_all_917_cells_and_masks_are_read(cells):
     assert cells["original"].value_counts().to_dict() == datasets.get("herlev").published
     assert (cells["mask"] != "").all() and cells["name_group"].nunique() == 323
+
+
+def test_an_archive_of_the_real_cells_becomes_the_folder_with_all_of_them(tmp_path, capsys):
+    made = shutil.make_archive(str(tmp_path / "smear2005"), "zip", DATA, "herlev")
+    fetch.main("herlev", made, str(tmp_path / "data"))
+    assert "917 cells used, 0 files left out (-)" in capsys.readouterr().out
 
 
 def test_masks_hold_the_five_codes_of_the_palette(cells):

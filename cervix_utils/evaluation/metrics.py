@@ -25,6 +25,8 @@ PLACE = [*KEYS, "fold", "run"]  # columns before those of ``tables``
 COLUMNS = [*KEYS, "fold", "n_test", "metric", "value", "low", "high", "paper"]
 FLOOR = np.finfo(np.float32).eps  # under a logarithm: files round small probabilities to 0
 LSIL = "light_dysplastic"  # Bethesda groups are those of scales with this as the second grade
+# the papers' numbers: task, pipeline, metric, paper (value), source (section or table)
+PUBLISHED = pd.read_csv(Path(__file__).with_name("published.csv"))
 Array, Frame = np.ndarray, pd.DataFrame
 Values = dict[str, Array]  # name -> values (n_resamples,)
 
@@ -209,18 +211,13 @@ def with_resamples(groups: pd.Series, n_boot: int, seed: int) -> Array:
     return np.vstack([np.ones(len(groups)), group_weights(groups, n_boot, seed)])
 
 
-def limits(drawn: Array) -> Array:
-    """95 % percentile limits (2,) of resampled values (n_resamples,); NaN is left out."""
-    numbers = drawn[~np.isnan(drawn)]
-    return np.percentile(numbers, [2.5, 97.5]) if len(numbers) else np.full(2, np.nan)
-
-
 def interval(drawn: Array) -> dict[str, float]:
     """value, low, high, dropped of values (1 + n_boot,) over ``with_resamples``.
 
     ``dropped``: resamples left out, as the metric does not exist in them (a class is missing).
     """
-    low, high = limits(drawn[1:])
+    numbers = drawn[1:][~np.isnan(drawn[1:])]
+    low, high = np.percentile(numbers, [2.5, 97.5]) if len(numbers) else (np.nan, np.nan)
     return {"value": drawn[0], "low": low, "high": high, "dropped": np.isnan(drawn[1:]).sum()}
 
 
@@ -272,9 +269,11 @@ def quadratic_kappa(matrices: Array) -> Array:
 
 def auc(positive: Array, score: Array, weights: Array) -> Array:
     """Area under the ROC curve: share of (positive, negative) pairs in order, ties half."""
-    up, down = weights[:, positive], weights[:, ~positive]
-    ahead = score[positive][:, None] - score[~positive]
-    pairs = ((up @ (np.sign(ahead) / 2 + 0.5)) * down).sum(axis=1)
+    up, down, order = weights[:, positive], weights[:, ~positive], np.argsort(score[~positive])
+    below, ranked = down[:, order].cumsum(axis=1), score[~positive][order]
+    below = np.pad(below, ((0, 0), (1, 0)))  # weight of the lowest k negatives
+    places = [np.searchsorted(ranked, score[positive], side) for side in ("left", "right")]
+    pairs = sum(np.einsum("bi,bi->b", up, below[:, place]) for place in places) / 2
     return ratio(pairs, up.sum(axis=1) * down.sum(axis=1))
 
 
@@ -396,11 +395,6 @@ def intervals(predictions: Frame, n_boot: int = 1000, seed: int = 0, names=METRI
     return tabulated(*measure_together([predictions], n_boot, seed, names))
 
 
-def published() -> Frame:
-    """The papers' numbers: task, pipeline, metric, paper (value), source (section or table)."""
-    return pd.read_csv(Path(__file__).with_name("published.csv"))
-
-
 def results(frames: Frame | Mapping[str, Frame], n_boot=1000, seed=0, names=METRICS) -> Frame:
     """results.csv of one or more tasks' test rows: one row a number, sorted, with its 95 % interval
     and the published value. ``fold`` is text: a number, or ``mean`` and ``pooled`` of several."""
@@ -408,5 +402,5 @@ def results(frames: Frame | Mapping[str, Frame], n_boot=1000, seed=0, names=METR
     for frame in [frames] if isinstance(frames, Frame) else frames.values():
         for key, rows in frame[frame["part"] == "test"].groupby(KEYS):
             tables.append(over_folds(rows, n_boot, seed, names).assign(**dict(zip(KEYS, key))))
-    table = pd.concat(tables).merge(published().drop(columns="source"), how="left")
+    table = pd.concat(tables).merge(PUBLISHED.drop(columns="source"), how="left")
     return table[COLUMNS].sort_values([*KEYS, "fold", "metric"], ignore_index=True)
