@@ -58,12 +58,12 @@ def test_side_by_side_says_what_was_not_run_and_names_the_best_baseline():
     assert [("herlev", *number) for number in found.index] == asked[:2] + asked[3:]
     best = "best without a network, grouped"
     assert list(found) == ["task", "folds", "published", "paper", "grouped", best]
-    assert found.loc[("classification", "accuracy"), "folds"] == 2
+    assert found.loc[("classification", "accuracy"), "folds"] == "2"
     combined = found.loc[("combined", "accuracy")]
     assert combined["paper"] == "0.740 (0.700 to 0.780)" and combined["published"] == "0.745"
     assert combined[best] == "0.550 (0.500 to 0.600) random forest on all features"
     error = found.loc[("combined", "mse")]
-    assert (error["folds"], error["grouped"]) == (1, "not run")
+    assert (error["folds"], error["grouped"]) == ("1", "not run")
     assert error[best] == "0.700 (0.600 to 0.800) random forest on image size"
     assert found.loc[("classification", "mse"), "published"] == "–"
     alone = comparison.side_by_side(results()[:6], asked)

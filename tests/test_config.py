@@ -153,7 +153,7 @@ def test_the_greatest_seed_and_fold_make_a_split():
     n_folds, seed = schema["herlev_n_folds"]["maximum"], schema["seed"]["maximum"]
     table = pd.DataFrame({"id": [f"c{k}" for k in range(400)]})
     table["label"] = [datasets.get("herlev").classes[k % 5] for k in range(400)]
-    table["group"] = table["id"]
+    table["group"], table["source"] = table["id"], "herlev"
     for protocol in ("paper", "grouped"):
         split = splits.assign_parts(table, "herlev", protocol, n_folds - 1, n_folds, 0.15, seed)
         assert set(split["part"]) == {"train", "valid", "test"}

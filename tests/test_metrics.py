@@ -89,7 +89,7 @@ def test_perfect_predictions_give_exactly_one_and_no_error():
     label = np.repeat(range(5), 4)
     found = value(table(label, np.eye(5)[label]))
     errors = ERRORS & found.keys()
-    assert {name for name in found if found[name] == 0} == errors and len(errors) == 9
+    assert {name for name in found if found[name] == 0} == errors and len(errors) == 8
     assert {name for name in found if found[name] == 1} == found.keys() - errors
 
 
@@ -126,7 +126,7 @@ def test_reversed_order_gives_zero():
 
 def test_metrics_of_grades_exist_for_ordered_classes_alone():
     graded = {name for name, metric in metrics.METRICS.items() if "grades" in metric.needs}
-    assert len(graded) == 17 and graded <= value(drawn("plain", 0)).keys()
+    assert len(graded) == 14 and graded <= value(drawn("plain", 0)).keys()
     for kind in ("colposcopy", "pair"):
         found = value(drawn(kind, 0))
         assert not graded & found.keys() and not any("bethesda" in name for name in found)

@@ -481,7 +481,7 @@ def test_the_overview_shows_the_numbers(report):
     value, grouped = "0.787 (0.731 to 0.842)", "0.550 (0.450 to 0.650)"
     expected = [
         ["pipeline", "metric", "folds", "published", "random split", "grouped split", best],
-        [pipeline, "accuracy", "paper 1, grouped 2", "0.745", value, grouped, forest],
+        [pipeline, "accuracy", "1 to 2", "0.745", value, grouped, forest],
         [pipeline, "MSE of the score", "1", "0.51", "not run", "0.800 (0.700 to 0.900)", "–"],
         ["pipeline", "metric", "folds", "published", "random split", best],
         ["paper C as written", "F1, macro", "1", "0.79", "0.550 (0.500 to 0.600)", "–"],

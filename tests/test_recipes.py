@@ -174,7 +174,7 @@ def test_the_default_recipe_is_that_of_the_papers_cells():
 
 @pytest.mark.parametrize("protocol", ["paper", "grouped"])
 def test_parts_are_those_of_the_recipe(protocol):
-    table = pd.DataFrame({"id": [f"image {k}" for k in range(60)]})
+    table = pd.DataFrame({"id": [f"image {k}" for k in range(60)], "source": "herlev"})
     table["name_group"] = [f"slide {k // 2}" for k in range(60)]
     table["phash"] = np.random.default_rng(0).integers(0, 2**63, 60, dtype=np.uint64)
     table["label"] = [datasets.get("herlev").classes[k // 2 % 5] for k in range(60)]

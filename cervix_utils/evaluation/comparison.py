@@ -50,14 +50,15 @@ def best_baseline(table: Frame, task: str, metric: str, protocol: str) -> pd.Ser
 def side_by_side(results: Frame, asked: Sequence[tuple[str, str, str]]) -> Frame:
     """One row a number of ``asked`` (task, pipeline, metric) that was measured, in that order.
 
-    Columns: NUMBER, folds, published, one a protocol ('value (low to high)'), BEST.
+    Columns: NUMBER, folds ('1 to 4' where protocols differ), published, one a protocol ('value (low
+    to high)'), BEST.
     """
     table = summary(results)
     wide = table.pivot(index=NUMBER, columns="protocol", values="text").fillna("not run")
     wide = wide.loc[[number for number in dict.fromkeys(asked) if number in wide.index]]
     wide = wide[[name for name in splits.PROTOCOLS if name in wide]].rename_axis(columns=None)
     numbers = table.groupby(NUMBER)
-    wide.insert(0, "folds", numbers["folds"].max())
+    wide.insert(0, "folds", numbers["folds"].agg(lambda n: " to ".join(map(str, sorted({*n})))))
     wide.insert(1, "published", numbers["paper"].max().map("{:g}".format).replace("nan", "–"))
     best = [best_baseline(table, task, metric, "grouped") for task, _, metric in wide.index]
     texts = ["–" if row is None else f"{row['text']} {label_of(row['pipeline'])}" for row in best]
