@@ -175,6 +175,14 @@ def test_all_that_is_wrong_is_named_together(settings, monkeypatch):
     assert len(set(message.splitlines())) == len(message.splitlines())
 
 
+def test_a_gpu_is_looked_for_where_trainings_run(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(config.ConfigError, match="PyTorch sees no CUDA GPU"):
+        jobs.plan("demo", settings | {"device": "cuda"})
+    planned, _ = jobs.plan("demo", settings | {"device": "cuda"}, here=False)
+    assert planned["device"] == "cuda"
+
+
 def test_a_key_of_the_workflow_is_refused_in_a_file_too(settings, tmp_path, monkeypatch):
     config.schema()
     monkeypatch.setattr(paths, "CONFIG", tmp_path)
