@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cervix_utils import paths
 
@@ -114,7 +115,7 @@ class Cluster:
     """munge, a controller and two nodes of one CPU and one (pretended) GPU each."""
 
     def __init__(self, place: Path):
-        self.place, self.running = place, {}
+        self.place, self.running, self.workflows = place, {}, []
         host, ports = socket.gethostname().split(".")[0], free_ports(3)
         text = CONFIGURATION.format(place=place, host=host, port=ports[0])
         lines = [NODE.format(name=n, host=host, port=p) for n, p in zip(NODES, ports[1:])]
@@ -195,14 +196,18 @@ def cluster():
         yield made
         made.stop()
     finally:
+        for workflow in made.workflows:  # of a test that failed
+            if workflow.poll() is None:
+                os.killpg(workflow.pid, signal.SIGKILL)
         [process.kill() for process in made.running.values() if process.poll() is None]
         shutil.rmtree(place)
 
 
-def start(cluster: Cluster, reports: Path, *settings: str, slurm: bool = True) -> subprocess.Popen:
-    """The workflow as `make reports` starts it; its words go to ``<reports>.log``."""
-    how = ["--cores", "2"]
-    if slurm:
+def start(cluster: Cluster, reports: Path, *settings: str, target: str = "") -> subprocess.Popen:
+    """The workflow as `make reports` starts it, its words in ``<reports>.log``; without Slurm where
+    only one ``target`` is wanted."""
+    how = ["--cores", "2", str(reports / target)]
+    if not target:
         how = ["--workflow-profile", "workflow/profiles/slurm", "--latency-wait", "20"]
         how += ["--slurm-init-seconds-before-status-checks", "5"]
     reports.mkdir(parents=True, exist_ok=True)
@@ -213,12 +218,14 @@ def start(cluster: Cluster, reports: Path, *settings: str, slurm: bool = True) -
     environment = cluster.environment | places | {"PYTHONPATH": os.pathsep.join(given)}
     with reports.with_suffix(".log").open("a") as log:
         streams = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
-        return subprocess.Popen(command, cwd=paths.ROOT, env=environment, **streams)
+        process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, **streams)
+    cluster.workflows.append(process)
+    return process
 
 
 def ends(process: subprocess.Popen, reports: Path, code: int = 0) -> str:
     """The log of a workflow that must end with this status."""
-    assert process.wait(600) == code, said(reports)[-4000:]
+    assert process.wait(1500) == code, said(reports)[-4000:]
     return said(reports)
 
 
@@ -243,14 +250,14 @@ def training(cluster: Cluster, reports: Path) -> dict[str, str]:
                     return job
         return None
 
-    return within(240, kernel)
+    return within(600, kernel)
 
 
 @pytest.fixture(scope="module")
 def here(cluster, tmp_path_factory):
     """The tables that the same settings give on this machine, without Slurm."""
     reports = tmp_path_factory.mktemp("here") / "reports"
-    ends(start(cluster, reports, slurm=False), reports)
+    ends(start(cluster, reports, target="demo/results.csv"), reports)
     return made(reports)
 
 
@@ -296,7 +303,7 @@ def test_jobs_that_a_killed_workflow_left_end_before_others_begin(cluster, tmp_p
     time.sleep(5)
     assert left["JobID"] in {job["JobID"] for job in cluster.jobs("running")}  # not ended by itself
     process = start(cluster, reports, "herlev_epochs=200", "colposcopy_epochs=200")
-    within(120, lambda: said(reports).count("has been submitted") >= 4)
+    within(600, lambda: said(reports).count("has been submitted") >= 4)
     states = {entry["JobID"]: entry["State"] for entry in cluster.jobs()}
     assert states.pop(left["JobID"]) == "CANCELLED"
     assert {"RUNNING", "PENDING"} & set(states.values())
@@ -307,8 +314,10 @@ def test_jobs_that_a_killed_workflow_left_end_before_others_begin(cluster, tmp_p
 def test_a_gpu_is_asked_for_where_the_settings_do(cluster, tmp_path):
     reports = tmp_path / "reports"
     process = start(cluster, reports, "device=cuda")
-    within(240, lambda: said(reports).count("has been submitted") >= 3)
+    within(600, lambda: said(reports).count("has been submitted") >= 3)
     asked = {job["Comment"][5:8]: job["tres-per-job"] for job in cluster.jobs("running,pending")}
+    if not torch.cuda.is_available():  # as on these nodes: what a failed job said is shown
+        within(600, lambda: "PyTorch sees no CUDA GPU" in said(reports))
     process.send_signal(signal.SIGINT)
     ends(process, reports, 1)
     assert asked.items() >= {"02_": "gres:gpu:1", "03_": "gres:gpu:1"}.items()
