@@ -21,7 +21,7 @@ FOLDERS = {
     "cervix_utils": 3740,
     "benchmarks": 700,
     "tools": 310,
-    "workflow": 190,
+    "workflow": 191,
 }  # lines of code at most
 CODE = {folder: sorted((paths.ROOT / folder).rglob("*.py")) for folder in FOLDERS}
 MODULES = CODE["cervix_utils"]

@@ -179,6 +179,7 @@ def end_jobs(record: Path) -> None:
     if not record.is_file():
         return
     name = f"--name={record.read_text()}"
+    print(f"jobs of an earlier run on Slurm are ended first: squeue {name}", flush=True)
     subprocess.run(["scancel", name], check=True)
     while subprocess.run(["squeue", "-h", name], check=True, capture_output=True).stdout:
         time.sleep(1)
