@@ -1,4 +1,4 @@
-# make reports CONFIG=quick DATA=/path/to/data SET="key=value other=value"
+# make reports CONFIG=quick DATA=/path/to/data SET="key=value other=value" PROFILE=slurm
 CONFIG ?= demo
 CORES ?= all
 PYTHON ?= python3
@@ -8,12 +8,17 @@ export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
 DATASETS = data-herlev data-sipakmed data-mobileodt
-.PHONY: help doctor lab reports case score publish $(DATASETS) pdf licences test test-resilience bench lint clean lock
+.PHONY: help doctor lab reports case score publish $(DATASETS) pdf licences test test-resilience test-slurm bench lint clean lock
 .DEFAULT_GOAL := help
 # a text as the shell, and within it YAML, reads it: whatever spaces, quotes or colons it has
 quoted = '$(subst ','\'',$(1))'
 text = $(call quoted,"$(subst ",\",$(subst \,\\,$(1)))")
 GIVEN = name=$(call quoted,$(CONFIG)) $(if $(DATA),data_root=$(call text,$(DATA))) $(SET)
+# a folder of Snakemake's settings, with the plugin that these need: workflow/profiles/<name>, or a path
+FOLDER = $(call quoted,$(if $(findstring /,$(PROFILE)),$(PROFILE),workflow/profiles/$(PROFILE)))
+PLUGIN = if test -e $(FOLDER)/requirements.txt; then \
+  .venv/bin/uv pip install -q --python $(PY) --no-deps --require-hashes -r $(FOLDER)/requirements.txt || exit; fi;
+WHERE = $(if $(PROFILE),--workflow-profile $(FOLDER),--cores $(CORES))
 REPORTS = $(call quoted,$(or $(CERVIX_REPORTS),reports))
 # who has no home to write to gets one among the caches
 HOMED = test -w "$$HOME" || { HOME="$${CERVIX_CACHE:-$$PWD/.cache}/home"; export HOME; mkdir -p "$$HOME"; };
@@ -29,8 +34,8 @@ help:  ## this list
 	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
-reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value"
-	@$(HOMED) exec .venv/bin/snakemake --directory $(REPORTS) --cores $(CORES) --nolock --rerun-incomplete \
+reports: .venv/.done  ## run every notebook and make the HTML reports: CONFIG=demo|quick|cpu|paper DATA=folder SET="key=value" PROFILE=slurm
+	@$(HOMED) $(if $(PROFILE),$(PLUGIN)) exec .venv/bin/snakemake --directory $(REPORTS) $(WHERE) --nolock --rerun-incomplete \
 	  --quiet rules host reason --config $(GIVEN)
 	@cd $(REPORTS)/$(call quoted,$(CONFIG)) && echo "$$PWD/index.html"
 
@@ -65,6 +70,11 @@ test: .venv/.done  ## everything that CI runs
 test-resilience: .venv/.done  ## broken data, kills at random moments, hostile names, at length: SEED=0
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -m resilience tests/resilience
 
+test-slurm: PROFILE = slurm
+test-slurm: .venv/.done  ## a cluster of two nodes on this machine, as root: nodes that die, jobs that are cancelled
+	@$(PLUGIN)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -rs -m slurm tests/resilience/test_slurm.py
+
 bench: .venv/.done  ## speed and memory against something else, into benchmarks/results: BENCH="groups predict" for some
 	$(PY) -m benchmarks $(BENCH)
 
@@ -73,6 +83,7 @@ lint: .venv/.done  ## ruff on code and notebooks, import-linter on the layers
 
 lock: .venv/.done  ## resolve requirements.lock again from pyproject.toml
 	.venv/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
+	grep -o 'snakemake-executor-plugin-slurm[^"]*' pyproject.toml | .venv/bin/uv pip compile - --no-deps --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o workflow/profiles/slurm/requirements.txt
 
 licences: .venv/.done  ## docs/licences.md again: the licence of every locked package
 	$(PY) -m tools.licences

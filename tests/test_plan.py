@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -175,6 +177,14 @@ def test_all_that_is_wrong_is_named_together(settings, monkeypatch):
     assert len(set(message.splitlines())) == len(message.splitlines())
 
 
+def test_a_gpu_is_looked_for_where_trainings_run(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(config.ConfigError, match="PyTorch sees no CUDA GPU"):
+        jobs.plan("demo", settings | {"device": "cuda"})
+    planned, _ = jobs.plan("demo", settings | {"device": "cuda"}, here=False)
+    assert planned["device"] == "cuda"
+
+
 def test_a_key_of_the_workflow_is_refused_in_a_file_too(settings, tmp_path, monkeypatch):
     config.schema()
     monkeypatch.setattr(paths, "CONFIG", tmp_path)
@@ -203,6 +213,27 @@ def test_a_gpu_is_shared_by_as_many_jobs_as_its_memory_holds(
 def test_a_report_without_a_gpu_shares_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert jobs.sharing_a_gpu({"device": "auto"}) == 0
+
+
+def test_jobs_of_an_earlier_run_are_cancelled_and_waited_for(tmp_path, monkeypatch, capfd):
+    record, said = tmp_path / ".demo.slurm", tmp_path / "said"
+    asked = f'echo "$0 $@" >> {said}; test $(grep -c squeue {said}) -ge 2 || echo 7'
+    for name, words in (("scancel", f'echo "$0 $@" >> {said}'), ("squeue", asked)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{words}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    jobs.end_jobs(record)
+    assert not said.exists()  # there was no run
+    record.write_text("run-1")
+    jobs.end_jobs(record)
+    words = [line.split("/")[-1] for line in said.read_text().splitlines()]
+    assert words == ["scancel --name=run-1", "squeue -h --name=run-1", "squeue -h --name=run-1"]
+    assert not record.exists() and "squeue --name=run-1" in capfd.readouterr().out
+    record.write_text("run-2")
+    (tmp_path / "scancel").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        jobs.end_jobs(record)
+    assert record.exists()  # until they can be ended
 
 
 # Executing a notebook

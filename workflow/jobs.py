@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,20 @@ BY_FOLD = {PHOTOGRAPHS: "colposcopy", CELLS: "herlev"}  # notebook -> prefix of 
 
 
 def plan(
-    name: str, overrides: Mapping[str, Any]
+    name: str, overrides: Mapping[str, Any], here: bool = True
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """(settings, jobs) of ``config/<name>.yaml`` with ``overrides``; a job is a page and its
     parameters.
 
     All that can be checked beforehand is checked here, before anything runs: keys and types, folds,
-    device, data folders and weights files. Raises ConfigError with every problem found.
+    device (where trainings run ``here``), data folders and weights files. Raises ConfigError with
+    every problem found.
     """
     values = config.read(name, overrides)
     by_workflow = [key for key, entry in config.schema().items() if "set_by" in entry]
     problems = [f"key '{key}' is set by the workflow" for key in values if key in by_workflow]
     settings, wrong = config.examine(values)
-    problems += dict.fromkeys(wrong + _problems(settings))  # each once
+    problems += dict.fromkeys(wrong + _problems(settings, here))  # each once
     config.refuse(problems, f"{name}.yaml with SET" if overrides else f"{name}.yaml")
     settings["report_name"] = name
     there = [] if _unfound(settings, settings["elsewhere_task"]) else [settings["elsewhere_task"]]
@@ -85,7 +87,7 @@ def _explained(settings: Mapping[str, Any]) -> dict[str, Any]:
     return first | {"photographs_pipeline": settings["colposcopy_pipelines"][-1]}
 
 
-def _problems(settings: Mapping[str, Any]) -> list[str]:
+def _problems(settings: Mapping[str, Any], here: bool) -> list[str]:
     """What would fail later, one sentence each."""
     tasks = (*settings["tasks"], settings["colposcopy_task"], settings["herlev_task"])
     problems = [text for task in tasks if (text := _unfound(settings, task))]
@@ -100,10 +102,10 @@ def _problems(settings: Mapping[str, Any]) -> list[str]:
     explained = settings["attribution_pipeline"]
     if settings["attribution_images"] and explained not in settings["herlev_pipelines"]:
         problems.append(f"attribution_pipeline: {explained} is not among herlev_pipelines")
-    return problems + _problems_of_trainings(settings)
+    return problems + _problems_of_trainings(settings, here)
 
 
-def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
+def _problems_of_trainings(settings: Mapping[str, Any], here: bool) -> list[str]:
     """Pipelines, architectures and a device that are not to be had; PyTorch is asked only if need
     be."""
     from cervix_utils.training import recipes  # here: a finished report needs none of it
@@ -135,7 +137,7 @@ def _problems_of_trainings(settings: Mapping[str, Any]) -> list[str]:
 
         unknown = sorted(others - set(models.list_models(models)))
         problems += [f"architecture '{name}' is none of torchvision's" for name in unknown]
-    if settings["device"] == "cuda":
+    if settings["device"] == "cuda" and here:
         from cervix_utils.training import learners
 
         try:
@@ -168,6 +170,21 @@ def sharing_a_gpu(settings: Mapping[str, Any]) -> int:
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
     return min(4, max(1, int(answer[0]) // MIB_A_JOB)) if answer else 0
+
+
+def end_jobs(record: Path) -> None:
+    """Cancel the jobs on Slurm that a killed run has left, and wait until they have ended.
+
+    ``record`` holds their common name. Two jobs must not write the same page.
+    """
+    if not record.is_file():
+        return
+    name = f"--name={record.read_text()}"
+    print(f"jobs of an earlier run on Slurm are ended first: squeue {name}", flush=True)
+    subprocess.run(["scancel", name], check=True)
+    while subprocess.run(["squeue", "-h", name], check=True, capture_output=True).stdout:
+        time.sleep(1)
+    record.unlink()
 
 
 def execute(notebook: Path, output: Path, values: Mapping[str, Any]) -> None:

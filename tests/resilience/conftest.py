@@ -12,11 +12,11 @@ NOBODY = 65534
 
 
 def pytest_collection_modifyitems(config, items):
-    """What is marked `resilience` runs where it is asked for alone: `make test-resilience`."""
-    if "resilience" not in config.option.markexpr:
-        long = [item for item in items if item.get_closest_marker("resilience")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    """What is marked `resilience` or `slurm` runs where it is asked for alone."""
+    alone = {"resilience", "slurm"} - set(config.option.markexpr.split())
+    long = [item for item in items if any(map(item.get_closest_marker, alone))]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture

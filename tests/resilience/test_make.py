@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,29 @@ def test_nothing_is_left_to_unlock(checkout):
     assert "test-resilience" in make(checkout, "help").stdout
 
 
+def test_a_profile_brings_its_plugin_and_takes_the_place_of_the_cores(checkout, tmp_path):
+    uv, mine = checkout / ".venv/bin/uv", tmp_path / "my profile"
+    uv.write_text('#!/bin/sh\necho "$@" >> uv.log\n')
+    uv.chmod(0o755)
+    for folder in (checkout / "workflow/profiles/slurm", mine):
+        shutil.copytree(paths.ROOT / "workflow/profiles/slurm", folder)
+    plain = read(make(checkout, "reports"))[1]
+    assert "--workflow-profile" not in plain and plain[plain.index("--cores") + 1] == "all"
+    assert not (checkout / "uv.log").exists()
+    for given, folder in (("slurm", "workflow/profiles/slurm"), (str(mine), str(mine))):
+        options = read(make(checkout, "reports", f"PROFILE={given}"))[1]
+        assert options[options.index("--workflow-profile") + 1] == folder
+        assert "--cores" not in options
+        (words,) = (checkout / "uv.log").read_text().splitlines()
+        assert f"--require-hashes -r {folder}/requirements.txt" in words
+        (checkout / "uv.log").unlink()
+    (mine / "requirements.txt").unlink()
+    options = read(make(checkout, "reports", f"PROFILE={mine}"))[1]
+    assert str(mine) in options and not (checkout / "uv.log").exists()
+    uv.write_text("#!/bin/sh\nexit 7\n")  # what cannot be installed stops it
+    assert make(checkout, "reports", "PROFILE=slurm").returncode != 0
+
+
 # One run at a time
 
 
@@ -127,6 +151,50 @@ def test_a_second_run_is_refused_with_one_line_and_a_dead_one_is_in_nobodys_way(
     third = workflow(tmp_path, "-n", target)
     said = third.communicate(timeout=120)[0]
     assert third.returncode == 0 and "rule explore" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("whom", ["make", "everybody"])
+def test_an_interrupt_to_make_alone_ends_the_steps_too(checkout, tmp_path, whom):
+    stand_in, log = checkout / ".venv/bin/snakemake", tmp_path / "log"
+    file = paths.ROOT / "workflow/Snakefile"
+    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -m snakemake -s {file} "$@"\n')
+    settings = "SET=herlev_epochs=200 colposcopy_epochs=200 attribution_images=0"
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    places = {"CERVIX_REPORTS": str(reports), "CERVIX_CACHE": str(tmp_path / "cache")}
+    with log.open("w") as opened:
+        process = subprocess.Popen(
+            ["make", "reports", "CORES=2", settings],
+            cwd=checkout,
+            env=os.environ | places | {"PYTHONPATH": str(paths.ROOT)},
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    until = time.monotonic() + 300
+    while "resnet" not in log.read_text():  # a network of a notebook, in its kernel
+        assert process.poll() is None and time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT) if whom == "make" else os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(120) == -signal.SIGINT
+    assert "Terminating processes on user request" in log.read_text(), log.read_text()
+    until = time.monotonic() + 30
+    while left := of_report(reports):
+        assert time.monotonic() < until, left
+        time.sleep(0.5)
+
+
+def of_report(reports: Path) -> list[str]:
+    """Folders in /proc of the processes that have this folder of reports in their environment."""
+    mark, found = f"CERVIX_REPORTS={reports}\0".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            if mark in (folder / "environ").read_bytes() and (folder / "cmdline").read_bytes():
+                found.append(str(folder))
+    return found
 
 
 # What the plan refuses
