@@ -21,17 +21,19 @@ def known(name: str) -> str:
     """The words of a name, empty where no table has it."""
     from cervix_utils.evaluation import baselines, metrics
 
+    if stated := table().get(name, {"words": ""})["words"]:
+        return stated
     if name in metrics.METRICS or name.startswith(("auc_", "f1_")):
         return metrics.label_of(name)
     words = {**recipes.PIPELINES, **splits.PROTOCOLS}
     if name in words:
         return words[name].label
     # another seed or weight of it, or other images: combined_seed1
-    if varied := re.fullmatch(rf"({'|'.join(recipes.PIPELINES)})_(?!weight$)(.+)", name):
+    if varied := re.fullmatch(rf"({'|'.join(recipes.PIPELINES)})_(.+)", name):
         return f"{known(varied[1])}, {re.sub('_|(?<=seed)', ' ', varied[2])}"
     if name.startswith((baselines.BASELINE, "average_")):
         return baselines.label_of(name)
-    return table().get(name, {"words": ""})["words"]
+    return ""
 
 
 def label(name: str) -> str:
