@@ -307,7 +307,7 @@ def test_the_same_recipe_is_trained_on_permuted_labels(
 def test_images_that_are_missing_from_the_data_are_named(tmp_path, trained):
     run = trained("resnet101, random initialisation (no pretraining)")
     table = data_of(run)
-    words = f"1 images of .* the first is {table['id'].iloc[0]}: give the data"
+    words = f"{table['id'].iloc[0]} is not in this data: give what it saw"
     with pytest.raises(attribution.AttributionError, match=words):
         controls.permuted(run, table.iloc[1:], "none", tmp_path, 0)
 

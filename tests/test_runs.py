@@ -190,7 +190,7 @@ def test_the_folder_is_the_same_on_every_machine():
     split = pd.DataFrame({"id": ["a", "b"], "group": ["1", "2"], "part": ["train", "test"]})
     split = split.assign(label="normal", sha256=["x", "y"], task="herlev", protocol="paper", fold=0)
     name = name_of(recipes.Recipe("herlev", "combined"), split)
-    assert name == "runs/herlev/combined/paper-0-53ebab9c780c"
+    assert name == "runs/herlev/combined/paper-0-e61df89c780c"
 
 
 def test_the_folder_changes_with_the_content_of_a_weights_file_and_not_with_its_place(
