@@ -31,9 +31,8 @@ def known(name: str) -> str:
     # another seed or weight of it, or other images: combined_seed1
     if varied := re.fullmatch(rf"({'|'.join(recipes.PIPELINES)})_(.+)", name):
         return f"{known(varied[1])}, {re.sub('_|(?<=seed)', ' ', varied[2])}"
-    if name.startswith((baselines.BASELINE, "average_")):
-        return baselines.label_of(name)
-    return ""
+    plain = name.startswith((baselines.BASELINE, "average_"))
+    return baselines.label_of(name) if plain else ""
 
 
 def label(name: str) -> str:

@@ -159,7 +159,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], architecture: str) -> None
     try:
         model.load_state_dict(given | own)
     except RuntimeError as error:
-        said = f"the weights are not of a {architecture}: {str(error)[:300]}"
+        wrong = " ".join(str(error).partition(":")[2].split())[:200]
+        said = f"the weights are not of a {architecture} ({wrong})"
         raise WeightsError(f"{said}: give weights of a {architecture}") from None
 
 
