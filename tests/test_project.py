@@ -167,7 +167,7 @@ def test_no_data_weights_or_pickles_in_git():
     assert not [
         f
         for f in files
-        if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > 1_000_000
+        if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > 2**20
     ]
 
 
