@@ -338,7 +338,7 @@ def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
         plots.with_intervals(ax, rows, "pipeline", "protocol")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
         ax.set(xlabel=f"{label(metric)}, 95 % interval")
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
     numbers = [f"{label(row.protocol)} {row.value:.3f}" for row in table.itertuples()]
     said = table["pipeline"].map(label) + ", " + numbers
