@@ -211,6 +211,15 @@ def test_without_client_key_or_archive_it_says_what_to_do(tmp_path, monkeypatch)
 
 
 def test_make_hands_over_odd_names_whole(tmp_path):
-    command = ["make", "-n", "-o", ".venv/.done", "data-herlev", "ARCHIVE=it's a.zip", "DATA=/a b"]
+    command = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "-o",
+        ".venv/.done",
+        "data-herlev",
+        "ARCHIVE=it's a.zip",
+        "DATA=/a b",
+    ]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == r".venv/bin/python -m tools.fetch herlev 'it'\''s a.zip' '/a b'"

@@ -165,9 +165,7 @@ def test_no_data_weights_or_pickles_in_git():
         if re.search(r"\.(bmp|jpe?g|tiff?|pth|pt|pkl|safetensors|npz|npy)$", f, re.IGNORECASE)
     ]
     assert not [
-        f
-        for f in files
-        if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > 2**20
+        f for f in files if (paths.ROOT / f).exists() and (paths.ROOT / f).stat().st_size > 2**20
     ]
 
 
