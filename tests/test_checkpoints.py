@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pandas as pd
@@ -79,6 +80,18 @@ def test_an_interrupted_training_ends_like_one_without_interruption(
     assert f"goes on after epoch {stop}" in capsys.readouterr().out
     assert_same(whole, again)
     assert again.learn.fitted_as == recipe
+
+
+def test_a_frozen_learner_goes_on_too(tiny_demo, tmp_path):
+    recipe, file, ended = toys.recipe_of(epochs=3), tmp_path / "state.safetensors", []
+    for stop in (None, 1, None):
+        learn = learners.build(toys.split_of(tiny_demo, recipe), recipe, "cpu")
+        learn.freeze()
+        kept = file if ended else None
+        with suppress(KeyboardInterrupt), learn.added_cbs([] if stop is None else [Stop(stop)]):
+            fitting.fit(learn, recipe, kept)
+        ended.append(SimpleNamespace(learn=learn))
+    assert_same(ended[0], ended[2])
 
 
 def test_two_interruptions_are_no_worse_than_one(tiny_demo, tmp_path):

@@ -64,8 +64,8 @@ class Checkpoint(Callback):
 
     def _tensors(self) -> dict[str, Tensor]:
         parts = {"model": self.model.state_dict()}
-        for number, state in enumerate(self.opt.opt.state.values()):
-            parts[f"optimiser {number}"] = state
+        for number, parameter in enumerate(self.model.parameters()):  # frozen ones have no state
+            parts[f"optimiser {number}"] = self.opt.opt.state.get(parameter, {})
         smooth = torch.as_tensor(self.recorder.smooth_loss.val)
         parts["state"] = {"smooth": smooth, "random": torch.get_rng_state()}
         return {
@@ -78,8 +78,7 @@ class Checkpoint(Callback):
         self.resumed, self.learn.first_epoch = True, facts["epoch"]
         self.recorder.values = facts["values"]
         self.model.load_state_dict(_part(tensors, "model"))
-        parameters = [one for group in self.opt.opt.param_groups for one in group["params"]]
-        for number, parameter in enumerate(parameters):
+        for number, parameter in enumerate(self.model.parameters()):
             state = _part(tensors, f"optimiser {number}")
             self.opt.opt.state[parameter] = {k: _like(parameter, v) for k, v in state.items()}
         smooth, self.recorder.smooth_loss.count = tensors["state smooth"], facts["batches"]
