@@ -20,7 +20,7 @@ DECLARED = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {
     "cervix_utils": 3400,
     "benchmarks": 700,
-    "tools": 470,
+    "tools": 476,
     "workflow": 193,
 }  # lines of code at most
 CODE = {folder: sorted((paths.ROOT / folder).rglob("*.py")) for folder in FOLDERS}

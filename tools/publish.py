@@ -13,7 +13,8 @@ import shutil
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -131,6 +132,23 @@ def _told(folders: Sequence[Path], **changes: str) -> tuple[str, pd.DataFrame]:
     return "".join(recipes), pd.concat(histories)
 
 
+@contextmanager
+def _changed(target: Path, ignore: Callable | None = None) -> Iterator[Path]:
+    """A copy of ``target`` to change, which takes its place at the end; a failure leaves the old
+    one as it was."""
+    draft, old = (target.with_name(f".published.{uuid.uuid4().hex}") for _ in range(2))
+    try:
+        target.mkdir(exist_ok=True)
+        shutil.copytree(target, draft, ignore=ignore)
+        yield draft
+        check_size(draft)
+        target.rename(old)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(old)
+
+
 def add(folder: Path, pipeline: str) -> None:
     """Put the networks of run folders in ``folder``, one task's, beside the published ones, as
     ``pipeline``: their predictions, numbers, recipes and histories."""
@@ -147,16 +165,16 @@ def add(folder: Path, pipeline: str) -> None:
     settings = json.loads((target / "run.json").read_text())["configuration"]
     numbers = metrics.results(added, settings["n_boot"], settings["seed"])
     recipes, histories = _told(places, pipeline=pipeline)
-    both.round(6).to_csv(file, index=False, compression=XZ)
-    for name, table in (("results", numbers), ("histories", histories)):
-        old = pd.read_csv(target / f"{name}.csv", dtype=str, keep_default_na=False)
-        table = pd.concat([old, table.round(6)])
-        if name == "results":
-            table = table.sort_values([*metrics.KEYS, "fold", "metric"])
-        table.to_csv(target / f"{name}.csv", index=False)
-    with (target / "recipes.jsonl").open("a") as opened:
-        opened.write(recipes)
-    check_size(target)
+    with _changed(target) as draft:
+        both.round(6).to_csv(draft / file.name, index=False, compression=XZ)
+        for name, table in (("results", numbers), ("histories", histories)):
+            old = pd.read_csv(draft / f"{name}.csv", dtype=str, keep_default_na=False)
+            table = pd.concat([old, table.round(6)])
+            if name == "results":
+                table = table.sort_values([*metrics.KEYS, "fold", "metric"])
+            table.to_csv(draft / f"{name}.csv", index=False)
+        with (draft / "recipes.jsonl").open("a") as opened:
+            opened.write(recipes)
 
 
 def figures(notebook: Any, tag: str) -> list[str]:
@@ -225,21 +243,12 @@ def publish(name: str) -> Path:
     for page in html_pages:
         check_page(page)
     kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else EXPLAINED
-    draft, old = (target.with_name(f".published.{uuid.uuid4().hex}") for _ in range(2))
 
     def replaced(_folder: str, names: list[str]) -> list[str]:
         return [file for file in names if re.fullmatch(MADE, file) and not re.match(kept, file)]
 
-    try:
-        target.mkdir(exist_ok=True)
-        shutil.copytree(target, draft, ignore=replaced)
+    with _changed(target, replaced) as draft:
         _fill(draft, source, html_pages)
-        check_size(draft)
-        target.rename(old)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(old)
     return target
 
 

@@ -16,25 +16,14 @@ import time
 from pathlib import Path
 
 import pytest
+import test_workflow
 import torch
 
 from cervix_utils import paths
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "srun")
 NODES = ("n1", "n2")
-SMALL = [  # one small network a task
-    "herlev_pipelines=[combined]",
-    "herlev_protocols=[paper]",
-    "herlev_architecture=resnet18",
-    "herlev_epochs=2",
-    "colposcopy_pipelines=[modern]",
-    "colposcopy_protocols=[paper]",
-    "colposcopy_architecture=resnet18",
-    "colposcopy_epochs=1",
-    "attribution_images=0",
-    "elsewhere_task=none",
-    "n_boot=50",
-]
+SMALL = [*test_workflow.SMALL, "herlev_epochs=2"]
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
