@@ -126,6 +126,8 @@ NO_FILE = "/no/such/weights.pth"
         ({"weights_resnet101": NO_FILE}, ["weights_resnet101", NO_FILE]),
         ({"weights_resnet101": "grown"}, ["weights_resnet50"]),
         ({"weights_resnet50": "grown"}, ["weights_resnet50"]),
+        ({"weights_other": "grown"}, ["weights_resnet50"]),
+        ({"weights_other": NO_FILE}, ["weights_other", NO_FILE]),
         ({"herlev_folds": [0, 4]}, ["herlev_folds", "[4]", "herlev_n_folds is 4"]),
         ({"herlev_folds": [3], "herlev_n_folds": 3}, ["herlev_folds", "[3]"]),
         ({"colposcopy_folds": [3]}, ["colposcopy_folds"]),

@@ -110,18 +110,19 @@ def test_grades_are_needed_where_the_loss_is_of_grades(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "resnet50", "resnet101", "wanted"),
+    ("architecture", "resnet50", "resnet101", "other", "wanted"),
     [
-        ("resnet50", "imagenet", "none", "imagenet"),
-        ("resnet50", "a.pth", "none", "a.pth"),
-        ("resnet101", "a.pth", "b.pth", "b.pth"),
-        ("resnet101", "a.pth", "grown", "grown:a.pth"),
-        ("convnext_tiny", "imagenet", "none", "imagenet"),
-        ("convnext_tiny", "a.pth", "grown", "none"),
+        ("resnet50", "imagenet", "none", "c.pth", "imagenet"),
+        ("resnet50", "a.pth", "none", "imagenet", "a.pth"),
+        ("resnet101", "a.pth", "b.pth", "c.pth", "b.pth"),
+        ("resnet101", "a.pth", "grown", "none", "grown:a.pth"),
+        ("convnext_tiny", "a.pth", "grown", "imagenet", "imagenet"),
+        ("convnext_tiny", "imagenet", "grown", "none", "none"),
+        ("resnet18", "a.pth", "grown", "c.pth", "c.pth"),
     ],
 )
-def test_initial_weights_fit_the_architecture(architecture, resnet50, resnet101, wanted):
-    weights = {"weights_resnet50": resnet50, "weights_resnet101": resnet101}
+def test_initial_weights_fit_the_architecture(architecture, resnet50, resnet101, other, wanted):
+    weights = {"weights_resnet50": resnet50, "weights_resnet101": resnet101, "weights_other": other}
     assert make("combined", herlev_architecture=architecture, **weights).weights == wanted
 
 

@@ -94,7 +94,7 @@ def _problems(settings: Mapping[str, Any], here: bool) -> list[str]:
     if settings["elsewhere_task"] not in ("none", *datasets.DATASETS):
         problems.append(f"elsewhere_task: unknown data set '{settings['elsewhere_task']}'")
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
-    if wanted[0] == "grown" or wanted == ("none", "grown"):
+    if "grown" in (wanted[0], settings["weights_other"]) or wanted == ("none", "grown"):
         problems.append("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")
     folds = settings["herlev_n_folds"]
     if wrong := [fold for fold in settings["herlev_folds"] if fold >= folds]:
@@ -111,7 +111,7 @@ def _problems_of_trainings(settings: Mapping[str, Any], here: bool) -> list[str]
     from cervix_utils.training import recipes  # here: a finished report needs none of it
 
     problems = []
-    for key in ("weights_resnet50", "weights_resnet101"):
+    for key in ("weights_resnet50", "weights_resnet101", "weights_other"):
         if settings[key] not in ("none", "imagenet", "grown"):
             from cervix_utils.training import networks
 

@@ -152,13 +152,12 @@ def make(settings: Mapping[str, Any], notebook: str, pipeline: str) -> Recipe:
 
 
 def initial_weights(settings: Mapping[str, Any], architecture: str) -> str:
-    """Initial weights of an architecture: its own key, else imagenet or none as for the
-    ResNet-50."""
-    resnet50 = settings["weights_resnet50"]
-    if architecture == "resnet101":
-        weights = settings["weights_resnet101"]
-        return f"grown:{resnet50}" if weights == "grown" else weights
-    return resnet50 if architecture == "resnet50" or resnet50 == "imagenet" else "none"
+    """Initial weights of an architecture, by the key for it: ``weights_resnet50``,
+    ``weights_resnet101`` or ``weights_other``."""
+    resnet50, resnet101 = settings["weights_resnet50"], settings.get("weights_resnet101")
+    known = {"resnet50": resnet50, "resnet101": resnet101}
+    weights = known.get(architecture, settings["weights_other"])
+    return f"grown:{resnet50}" if weights == "grown" else weights
 
 
 def changed(recipe: Recipe, candidate: str) -> Recipe:
