@@ -86,7 +86,7 @@ def report(tmp_path, monkeypatch):
         (folder / "attribution").mkdir()
         (folder / "attribution" / "maps.npz").write_bytes(b"maps")
         for stem in stems:
-            cell = new_code_cell("", metadata={"tags": ["thumbnail", f"figure-{stem[:2]}"]})
+            cell = new_code_cell("", metadata={"tags": ["thumbnail"]})
             shown = data or {"image/svg+xml": LINES}
             cell.outputs = [new_output("display_data", data=shown) for _ in range(2)]
             papermill = {"parameters": dict(parameters), "duration": 1.0}
@@ -111,20 +111,17 @@ NUMBERS = {
     "histories.csv",
     "herlev.csv.xz",
 }
-EXPLAINED = {"04_explainability.html", "attribution.csv.xz", "figures/04.svg"}
+EXPLAINED = {"04_explainability.html", "attribution.csv.xz"}
 
 
-def test_numbers_figures_and_pages_are_copied_and_models_and_maps_stay(report, tmp_path):
+def test_numbers_and_pages_are_copied_and_models_and_maps_stay(report, tmp_path):
     folder, target = report(), tmp_path / "published"
     target.mkdir()
     for old in ("README.md", "03_old.html", "tries.csv", "colposcopy.csv.xz", "larger.csv.xz"):
         (target / old).write_text("kept?")
     assert publish.publish("toy") == target
     kept = {"README.md", "tries.csv", "larger.csv.xz"}
-    assert set(content(target)) == NUMBERS | EXPLAINED | kept | {
-        "05_comparison.html",
-        "figures/05.svg",
-    }
+    assert set(content(target)) == NUMBERS | EXPLAINED | kept | {"05_comparison.html"}
     assert (target / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
     frame = metrics.read_file(target / "herlev.csv.xz")
     pd.testing.assert_frame_equal(frame, metrics.read(folder)["herlev"])
@@ -143,15 +140,33 @@ def test_numbers_figures_and_pages_are_copied_and_models_and_maps_stay(report, t
 def test_a_report_without_notebook_4_leaves_the_published_explanations(report, tmp_path):
     folder = report()
     target = publish.publish("toy")
-    (target / "figures" / "attribution-nulls.svg").write_text("old")
-    (target / "figures" / "leakage.svg").write_text("old")
     (target / "04_explainability.html").write_text("old")
     for file in ("04_explainability.html", "04_explainability.ipynb", "attribution.csv"):
         (folder / file).unlink()
     publish.publish("toy")
     assert (target / "04_explainability.html").read_text() == "old"
     assert (target / "attribution.csv.xz").is_file()
-    assert {file.stem for file in target.glob("figures/*")} == {"attribution-nulls", "05"}
+
+
+def test_notebook_8_of_another_report_goes_beside_what_is_published(report, tmp_path):
+    folder = report(stems=("05_comparison", "08_elsewhere"))
+    target = publish.publish("toy")
+    before = content(target)
+    asked = drawn("plain", 2).assign(run="paper-0-abc")
+    asked.loc[asked.index[:9], "part"] = "train"
+    metrics.write(asked, folder / "elsewhere" / "herlev_after.csv")
+    (folder / "elsewhere.csv").write_text("benign,value\nleft out,0.8\n")
+    publish.add_elsewhere(folder)
+    after = content(target)
+    added = {"08_elsewhere.html", "elsewhere.csv", "elsewhere/herlev_after.csv.xz"}
+    assert set(after) == set(before) | added
+    assert {name: after[name] for name in before} == before
+    frame = metrics.read_file(target / "elsewhere" / "herlev_after.csv.xz")
+    wanted = asked[asked["part"] == "test"]
+    assert frame["id"].tolist() == wanted["id"].tolist() and len(wanted) < len(asked)
+    np.testing.assert_allclose(frame["score"], wanted["score"], atol=6e-6)
+    publish.publish("toy")  # again: what is of the other report stays
+    assert set(content(target)) == set(after)
 
 
 @pytest.mark.parametrize("broken", ["copy", "table", "size"])

@@ -2,12 +2,14 @@
 
 ``python -m tools.publish NAME``. Without a name what follows from the published numbers alone is
 made again: README's table, its figure and the index of the published pages. ``python -m
-tools.publish FOLDER PIPELINE`` adds the networks of a folder of runs under another name.
+tools.publish FOLDER PIPELINE`` adds the networks of a folder of runs under another name,
+``python -m tools.publish reports/NAME`` notebook 8 of a report.
 """
 
 import base64
 import html
 import json
+import lzma
 import re
 import shutil
 import sys
@@ -16,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import pandas as pd
@@ -30,10 +31,13 @@ from cervix_utils.training import runs
 
 FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
 PAGES = "0[2-6]_*.html"  # of the notebooks that can be without pictures
-EXPLAINED = r"04_.*|attribution.*|photographs-.*"  # page, table and figures of notebook 4
-MADE = r"(\d\d_.*|index)\.html|.*\.svg|({})\.csv\..*"
+ELSEWHERE = "08_elsewhere.html"
+KEPT = r"04_.*|attribution.*"  # page and table of notebook 4
+MADE = r"(0[2-6]_.*|index)\.html|({})\.csv\..*"
 MADE = MADE.format("|".join(["attribution", *datasets.DATASETS]))
-SHORT = ("accuracy", "mse", "log_loss")  # metrics of README's table; the index has all
+# pipelines and metrics of README's table; the index has all
+LEADING = ("combined", "combined_whole", "modern", "sgd")
+SHORT = ("accuracy", "binary_accuracy", "mse", "auc_mean", "log_loss")
 XZ = {"method": "xz", "preset": 9}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
@@ -177,20 +181,25 @@ def add(folder: Path, pipeline: str) -> None:
             opened.write(recipes)
 
 
-def figures(notebook: Any, tag: str) -> list[str]:
-    """The SVG figures of the cells that have a tag."""
-    cells = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    return [kinds["image/svg+xml"] for kinds in data if "image/svg+xml" in kinds]
+def _write_page(page: Path, draft: Path, stems: Sequence[str]) -> None:
+    """The page of a report among the pages ``stems``, slim."""
+    made = pages.to_html(page.with_suffix(".ipynb"), draft / page.name, stems)
+    made.write_text(slim_page(made.read_text("utf-8")), "utf-8")
 
 
-def _write_figures(page: Path, folder: Path) -> None:
-    """The figures of cells tagged ``figure-<title>``, the first of each cell."""
-    book = pages.read(page.with_suffix(".ipynb"))
-    for tag in {tag for cell in book.cells for tag in cell.metadata.get("tags", [])}:
-        drawn = figures(book, tag) if tag.startswith("figure-") else []
-        for svg in drawn[:1]:
-            (folder / f"{tag.removeprefix('figure-')}.svg").write_text(slim(svg))
+def add_elsewhere(source: Path) -> None:
+    """Put notebook 8 of the report in ``source`` beside the published pages: what it predicted of
+    test images, its numbers and its page."""
+    page, target = source / ELSEWHERE, paths.reports_dir("published")
+    check_page(page)
+    stems = {file.stem for file in target.glob("0*.html")} | {page.stem}
+    with _changed(target) as draft:
+        (draft / "elsewhere").mkdir(exist_ok=True)
+        for file in (source / "elsewhere").glob("*.csv"):
+            rows = metrics.read_file(file).query("part == 'test'").round(5)
+            rows.to_csv(draft / "elsewhere" / f"{file.name}.xz", index=False, compression=XZ)
+        shutil.copyfile(source / "elsewhere.csv", draft / "elsewhere.csv")
+        _write_page(page, draft, sorted(stems))
 
 
 def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
@@ -205,16 +214,10 @@ def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
     )
     (draft / "recipes.jsonl").write_text(recipes)
     histories.to_csv(draft / "histories.csv", index=False)
-    (draft / "figures").mkdir(exist_ok=True)
     for page in html_pages:
-        stems = [page.stem for page in html_pages]
-        made = pages.to_html(page.with_suffix(".ipynb"), draft / page.name, stems)
-        made.write_text(slim_page(made.read_text("utf-8")), "utf-8")
-        if page.name.startswith(("04", "05")):
-            _write_figures(page, draft / "figures")
-    if (source / "attribution.csv").is_file():
-        attribution = pd.read_csv(source / "attribution.csv", dtype=str, keep_default_na=False)
-        attribution.to_csv(draft / "attribution.csv.xz", index=False, compression=XZ)
+        _write_page(page, draft, [page.stem for page in html_pages])
+    if (file := source / "attribution.csv").is_file():
+        (draft / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes(), preset=9))
     write_index(draft)
 
 
@@ -240,9 +243,8 @@ def publish(name: str) -> Path:
         if not (source / file).is_file():
             raise PublishError(f"{source / file} is missing: make reports CONFIG={name} first")
     html_pages = sorted(source.glob(PAGES))
-    for page in html_pages:
-        check_page(page)
-    kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else EXPLAINED
+    list(map(check_page, html_pages))
+    kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else KEPT
 
     def replaced(_folder: str, names: list[str]) -> list[str]:
         return [file for file in names if re.fullmatch(MADE, file) and not re.match(kept, file)]
@@ -253,12 +255,12 @@ def publish(name: str) -> Path:
 
 
 def results_table(results: pd.DataFrame) -> str:
-    """README's short tables in Markdown, of ``pages.headline``: SHORT alone. A pipeline is named
-    in its first row."""
+    """README's short tables in Markdown, of ``pages.headline``: LEADING and SHORT alone. A pipeline
+    is named in its first row."""
     lines = []
     for dataset, table in pages.headline(results):
         shown = table["metric"].isin(map(label, SHORT))
-        table = table[shown & ~table["pipeline"].str.startswith("average")].copy()
+        table = table[shown & table["pipeline"].isin(map(label, LEADING))].copy()
         again = table["pipeline"].duplicated()
         table.loc[again, ["pipeline", "folds"]] = ""
         rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
@@ -280,6 +282,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if len(arguments) == 2:
             add(Path(arguments[0]), arguments[1])
+        elif arguments and (Path(arguments[0]) / ELSEWHERE).is_file():
+            add_elsewhere(Path(arguments[0]))
         elif arguments:
             print(publish(arguments[0]))
         folder, readme = paths.reports_dir("published"), paths.ROOT / "README.md"

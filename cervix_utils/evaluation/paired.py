@@ -58,7 +58,10 @@ def corrected_t(differences: np.ndarray, test_share: float) -> tuple[float, floa
 
 
 def sentence(row: pd.Series, first: str, second: str) -> str:
-    """What a row of ``difference`` allows to say of two pipelines, and what its interval covers."""
+    """What a row of ``difference`` allows to say of two pipelines, and what its interval covers.
+
+    A column ``trained`` takes the place of "each network trained once".
+    """
     omitted = f", {row['dropped']:g} of them left out" if row["dropped"] else ""
     text = (
         f"{metrics.label_of(row['metric'])} goes from {row['first']:.3f} ({first}) to "
@@ -72,4 +75,5 @@ def sentence(row: pd.Series, first: str, second: str) -> str:
     winner = second if (row["difference"] < 0) == lower else first
     doubts = ", though the t-test over folds would not say so (p > 0.05)"
     doubts = doubts if row["t_p"] > 0.05 else ""
-    return f"{text}: **{winner} is better** on them, each network trained once{doubts}."
+    trained = row.get("trained", "each network trained once")
+    return f"{text}: **{winner} is better** on them, {trained}{doubts}."
