@@ -115,3 +115,16 @@ def test_a_sentence_claims_only_what_the_interval_allows(metric, gap, low, high,
     left_out = paired.sentence(pd.Series(row | {"dropped": 7}), "classification", "combined")
     assert "of 10 groups of test images, 7 of them left out)" in left_out
     assert ("is better" in said) == ("each network trained once" in said)
+    trained = row | {"trained": "from 3 seeds"}
+    trained = paired.sentence(pd.Series(trained), "classification", "combined")
+    assert ("is better" in trained) == ("on them, from 3 seeds" in trained)
+
+
+def test_folds_of_several_seeds_are_averaged_and_their_groups_drawn_together():
+    """The same predictions from two seeds: the interval is that of one, not narrower."""
+    first, second = folds("plain", [0, 1, 2]), folds("ties", [0, 1, 2])
+    one = paired.difference(first, second, 200, 0, ["mse", "accuracy"])
+    twice = [pd.concat([side, side.assign(fold=side["fold"] + 1000)]) for side in (first, second)]
+    two = paired.difference(*twice, 200, 0, ["mse", "accuracy"])
+    for column in ("first", "second", "difference", "low", "high"):
+        np.testing.assert_allclose(two[column], one[column])
