@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,12 @@ from cervix_utils import paths
 
 SEED = int(os.environ.get("SEED", 0))
 KILLS = int(os.environ.get("KILLS", 20))
+KINDS = ["all", "kernel", "ctrl-c", "workflow", "training"]
+# of every kernel, as it starts: each epoch is kept, also of a network that trains for seconds
+EACH_EPOCH = """
+from cervix_utils.training import checkpoints
+checkpoints.EVERY, checkpoints.SHARE = 0.0, float("inf")
+"""
 SMALL = [  # one small network a task
     "herlev_pipelines=[combined]",
     "herlev_protocols=[paper]",
@@ -36,8 +43,12 @@ def start(reports: Path, log: Path) -> subprocess.Popen:
     """The workflow on a small demo, in a process group of its own."""
     command = [sys.executable, "-m", "snakemake", "--directory", str(reports), "--nolock"]
     command += ["--cores", "2", "--rerun-incomplete", "--config", "name=demo", *SMALL]
-    places = {"CERVIX_REPORTS": str(reports), "CERVIX_CACHE": str(reports.parent / "cache")}
-    environment = os.environ | places | {"PYTHONPATH": str(paths.ROOT)}
+    places = {"CERVIX_REPORTS": reports, "CERVIX_CACHE": reports.parent / "cache"}
+    places |= {"IPYTHONDIR": reports.parent / "ipython", "PYTHONPATH": paths.ROOT}
+    starting = reports.parent / "ipython/profile_default/startup/each_epoch.py"
+    starting.parent.mkdir(parents=True, exist_ok=True)
+    starting.write_text(EACH_EPOCH)
+    environment = os.environ | {name: str(place) for name, place in places.items()}
     with log.open("a") as opened:
         streams = {"stdout": opened, "stderr": subprocess.STDOUT, "start_new_session": True}
         return subprocess.Popen(command, cwd=paths.ROOT, env=environment, **streams)
@@ -74,14 +85,26 @@ def whole(tmp_path_factory):
 
 
 def disturb(kind: str, process: subprocess.Popen, reports: Path, rng) -> None:
-    """Kill everything, one kernel, the workflow alone, or press Ctrl-C."""
+    """Kill everything, one kernel, all kernels, the workflow alone, or press Ctrl-C."""
     kernels = [pid for pid, words in alive(reports).items() if "ipykernel" in words]
-    if kind == "kernel" and kernels:
-        os.kill(int(rng.choice(sorted(kernels))), signal.SIGKILL)
+    if kind in ("kernel", "training") and kernels:
+        for pid in kernels if kind == "training" else rng.choice(sorted(kernels), 1):
+            with suppress(ProcessLookupError):  # ended meanwhile
+                os.kill(int(pid), signal.SIGKILL)
     elif kind == "workflow":
         process.kill()
     else:
         os.killpg(process.pid, signal.SIGINT if kind == "ctrl-c" else signal.SIGKILL)
+
+
+def await_epoch(process: subprocess.Popen, log: Path, start: int, rng) -> None:
+    """Wait until a network has trained for an epoch, and then into the next; at most 5 minutes."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        if re.search(rb"epoch [1-5]/6", log.read_bytes()[start:]):
+            time.sleep(rng.uniform(0, 0.5))
+            break
+        time.sleep(0.05)
 
 
 def all_end(reports: Path) -> None:
@@ -105,24 +128,34 @@ def test_a_workflow_that_is_killed_alone_takes_its_steps_and_kernels_with_it(tmp
 
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_to_the_bit(tmp_path, whole):
     rng, reports, log = np.random.default_rng([21, SEED]), tmp_path / "reports", tmp_path / "log"
-    finished = 0
-    for number in range(KILLS):
-        kind = ["all", "kernel", "ctrl-c", "workflow"][number % 4]
-        process, wait = start(reports, log), rng.uniform(2, 60)
+    finished = kills = 0
+    while kills < KILLS:
+        kind, wait = KINDS[kills % len(KINDS)], rng.uniform(2, 60)
+        began, said = time.monotonic(), log.stat().st_size if log.exists() else 0
+        process = start(reports, log)
+        if kind == "training":
+            await_epoch(process, log, said, rng)
+            wait = 0.0
         try:
             code = process.wait(wait)
             assert code == 0, log.read_text()[-3000:]
         except subprocess.TimeoutExpired:
             disturb(kind, process, reports, rng)
             process.wait(300)
-        print(f"{number}: {kind} after {wait:.0f} s, {len(made(reports))} tables", flush=True)
+            kills, seconds = kills + 1, time.monotonic() - began
+            print(f"{kills}: {kind} after {seconds:.0f} s, {len(made(reports))} tables", flush=True)
         all_end(reports)
         if (reports / "demo/index.html").is_file():
             assert made(reports) == whole
-            finished, reports = finished + 1, tmp_path / f"reports{number}"
+            finished += 1
+            reports = tmp_path / f"reports{finished}"
     assert start(reports, log).wait(1200) == 0, log.read_text()[-3000:]
     assert made(reports) == whole and len(whole) > 5
     drafts = [path.name for path in reports.rglob(".*") if re.match(r"\.[0-9a-f]{32}\.", path.name)]
     assert not drafts
-    assert "read from the finished run" in log.read_text() or finished
+    words = log.read_text()
+    assert "read from the finished run" in words or finished
+    gone_on = words.count("goes on after epoch")
+    assert gone_on or len(KINDS) > KILLS  # a training that was killed within an epoch
     print(f"{KILLS} kills survived, {finished + 1} reports finished, {len(whole)} tables equal")
+    print(f"{gone_on} times a training went on from an epoch within")
