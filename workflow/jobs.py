@@ -47,16 +47,14 @@ def plan(
     there = [] if _unfound(settings, settings["elsewhere_task"]) else [settings["elsewhere_task"]]
     settings["tasks"] = [*dict.fromkeys([*settings["tasks"], *there])]
     jobs: dict[str, dict[str, Any]] = {"01_data_exploration": {}}
-    places = {}
+    places = []
     for notebook, prefix in BY_FOLD.items():
         for protocol in settings[f"{prefix}_protocols"]:
             for fold in settings[f"{prefix}_folds"]:
-                place = {"protocol": protocol, "fold": fold}
-                jobs[f"{notebook}_{protocol}-{fold}"] = place
-                task = settings[f"{prefix}_task"]
-                places[f"{notebook}_{protocol}-{fold}"] = paths.page_name(task, protocol, fold)
-    jobs |= {key: {"page_names": list(places.values())} for key in (COMPARE, CALIBRATE)}
-    cells = [page for page in places.values() if page.startswith(f"{settings['herlev_task']}-")]
+                jobs[f"{notebook}_{protocol}-{fold}"] = {"protocol": protocol, "fold": fold}
+                places.append(paths.page_name(settings[f"{prefix}_task"], protocol, fold))
+    jobs |= {key: {"page_names": places} for key in (COMPARE, CALIBRATE)}
+    cells = [page for page in places if page.startswith(f"{settings['herlev_task']}-")]
     if settings["attribution_images"]:
         jobs[EXPLAIN] = _explained(settings) | {"cells_pages": cells}
     if there:
@@ -248,11 +246,14 @@ if __name__ == "__main__":
     parent = int(os.environ.get("CERVIX_PARENT", os.getppid()))
     ParentPollerUnix(parent).start()  # a workflow that is killed takes its steps with it
     step, *arguments = sys.argv[1:]
-    if step == "execute":
-        execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
-    elif step == "page":
-        pages.to_html(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
-    elif step == "case":
-        case(*arguments)
-    else:
-        index(arguments[0], *map(json.loads, arguments[1:]))
+    try:
+        if step == "execute":
+            execute(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
+        elif step == "page":
+            pages.to_html(Path(arguments[0]), Path(arguments[1]), json.loads(arguments[2]))
+        elif step == "case":
+            case(*arguments)
+        else:
+            index(arguments[0], *map(json.loads, arguments[1:]))
+    except OSError as error:  # a full disk
+        sys.exit(f"--- {arguments[0]} FAILED ({error}): is there room in {paths.reports_dir('')}?")
