@@ -7,6 +7,8 @@ PY = .venv/bin/python
 export MALLOC_MMAP_THRESHOLD_ = 33554432
 export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
+# names and texts are UTF-8, whatever the locale says
+export PYTHONUTF8 = 1
 DATASETS = data-herlev data-sipakmed data-mobileodt
 .PHONY: help doctor lab reports case score publish $(DATASETS) pdf licences test test-resilience test-slurm bench lint clean lock
 .DEFAULT_GOAL := help

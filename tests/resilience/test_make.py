@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
+from test_kills import SMALL
+from test_kills import made as tables
 
 from cervix_utils import config, paths
 from workflow import jobs
@@ -30,6 +33,11 @@ DATA = [
     "/semi;colon $(touch /tmp/x) `id` | & > <",
     "/a,b=c%20",
 ]
+
+
+SHORT = "SET=" + " ".join(SMALL)
+STRANGE = {"HOME": "", "TZ": "Pacific/Kiritimati", "LANG": ""}
+PLACES = [{}, {"LC_ALL": "C"} | STRANGE, {"LC_ALL": "de_DE"} | STRANGE]
 
 
 @pytest.fixture
@@ -157,23 +165,9 @@ def test_a_second_run_is_refused_with_one_line_and_a_dead_one_is_in_nobodys_way(
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("whom", ["make", "everybody"])
 def test_an_interrupt_to_make_alone_ends_the_steps_too(checkout, tmp_path, whom):
-    stand_in, log = checkout / ".venv/bin/snakemake", tmp_path / "log"
-    file = paths.ROOT / "workflow/Snakefile"
-    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} -m snakemake -s {file} "$@"\n')
+    reports, log = tmp_path / "reports", tmp_path / "log"
     settings = "SET=herlev_epochs=200 colposcopy_epochs=200 attribution_images=0"
-    reports = tmp_path / "reports"
-    reports.mkdir()
-    places = {"CERVIX_REPORTS": str(reports), "CERVIX_CACHE": str(tmp_path / "cache")}
-    with log.open("w") as opened:
-        process = subprocess.Popen(
-            ["make", "reports", "CORES=2", settings],
-            cwd=checkout,
-            env=os.environ | places | {"PYTHONPATH": str(paths.ROOT)},
-            stdout=opened,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    process = report(checkout, reports, log, settings)
     until = time.monotonic() + 300
     while "resnet" not in log.read_text():  # a network of a notebook, in its kernel
         assert process.poll() is None and time.monotonic() < until, log.read_text()
@@ -187,6 +181,27 @@ def test_an_interrupt_to_make_alone_ends_the_steps_too(checkout, tmp_path, whom)
         time.sleep(0.5)
 
 
+def report(checkout: Path, reports: Path, log: Path, *arguments: str, **environment: str):
+    """The process of `make reports` on two cores: this project's workflow by a checkout's
+    Makefile."""
+    file = paths.ROOT / "workflow/Snakefile"
+    words = f'#!/bin/sh\nexec {sys.executable} -m snakemake -s {file} "$@"\n'
+    (checkout / ".venv/bin/snakemake").write_text(words)
+    reports.mkdir(parents=True)
+    places = {"CERVIX_REPORTS": reports, "CERVIX_CACHE": reports.parent / "cache"}
+    places = {name: str(place) for name, place in (places | {"PYTHONPATH": paths.ROOT}).items()}
+    with log.open("w") as opened:
+        return subprocess.Popen(
+            ["make", "reports", "CORES=2", *arguments],
+            cwd=checkout,
+            env=os.environ | places | environment,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+
 def of_report(reports: Path) -> list[str]:
     """Folders in /proc of the processes that have this folder of reports in their environment."""
     mark, found = f"CERVIX_REPORTS={reports}\0".encode(), []
@@ -195,6 +210,46 @@ def of_report(reports: Path) -> list[str]:
             if mark in (folder / "environ").read_bytes() and (folder / "cmdline").read_bytes():
                 found.append(str(folder))
     return found
+
+
+# Memory, locales, time zones
+
+
+def resident(folder: str) -> int:
+    """Bytes of memory of a process, what it shares with others divided among them (PSS)."""
+    with suppress(OSError):  # ended meanwhile
+        if found := re.search(r"\nPss:\s+(\d+)", Path(folder, "smaps_rollup").read_text()):
+            return int(found[1]) * 1024
+    return 0
+
+
+@pytest.mark.resilience
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")
+def test_the_demo_takes_less_than_three_gigabytes(checkout, tmp_path):
+    process, peak = report(checkout, tmp_path / "reports", tmp_path / "log"), 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(resident, of_report(tmp_path / "reports"))))
+        time.sleep(0.2)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    print(f"the demo took {peak / 1e9:.2f} GB on two cores")
+    assert 0.5e9 < peak < 3e9
+
+
+@pytest.mark.resilience
+def test_locale_time_zone_and_a_missing_home_change_no_result(checkout, tmp_path):
+    made = []
+    latin = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(tmp_path / "de_DE")],
+        capture_output=True,
+        check=False,
+    )
+    for number, words in enumerate(PLACES if latin.returncode == 0 else PLACES[:2]):
+        place = tmp_path / f"größe {number}"
+        words = words | {"LOCPATH": str(tmp_path)} if number == 2 else words
+        process = report(checkout, place / "reports", tmp_path / "log", SHORT, **words)
+        assert process.wait(1800) == 0, (tmp_path / "log").read_text()[-3000:]
+        made.append(tables(place / "reports"))
+    assert len(made[0]) > 5 and all(one == made[0] for one in made)
 
 
 # What the plan refuses
