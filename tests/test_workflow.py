@@ -35,7 +35,6 @@ SMALL = [
     "herlev_architecture=resnet18",
     "colposcopy_pipelines=[modern]",
     "colposcopy_protocols=[paper]",
-    "colposcopy_architecture=resnet18",
     "colposcopy_epochs=1",
     "attribution_images=0",
     "elsewhere_task=none",
@@ -256,7 +255,7 @@ def test_a_third_data_set_of_unordered_classes_runs_through_notebooks_1_2_and_5(
     monkeypatch.setenv("CERVIX_REPORTS", str(tmp_path))
     data = {"data_root": str(tmp_path / "data"), "report_name": "toy"}
     network = {"colposcopy_task": "toy", "colposcopy_pipelines": ["modern"], "colposcopy_epochs": 1}
-    network |= {"colposcopy_architecture": "resnet18", "n_boot": 50, "protocol": "grouped"}
+    network |= {"n_boot": 50, "protocol": "grouped"}
     jobs = {
         "01_data_exploration": data | {"tasks": ["toy"]},
         "02_colposcopy_resnet50": data | network,

@@ -29,7 +29,6 @@ SMALL = [  # one small network a task
     "herlev_epochs=6",
     "colposcopy_pipelines=[modern]",
     "colposcopy_protocols=[paper]",
-    "colposcopy_architecture=resnet18",
     "colposcopy_epochs=3",
     "attribution_images=0",
     "n_boot=50",
