@@ -94,10 +94,9 @@ def two_processes(script: str, folder: Path, *arguments: str) -> list[dict]:
         (folder / name).write_text(text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(folder / "watched.py"), str(folder / "script.py"), str(folder), *arguments]
-    environment = {"PYTHONPATH": f"{paths.ROOT}:{paths.ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    environment = (
-        os.environ | environment | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    )
+    places = [paths.ROOT, paths.ROOT / "tests", Path(__file__).parent]
+    environment = os.environ | {"PYTHONPATH": ":".join(map(str, places)), "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
@@ -137,7 +136,7 @@ def trained(tmp_path_factory):
     patch.undo()
 
 
-@pytest.mark.slow
+@pytest.mark.resilience
 def test_each_image_is_seen_once_an_epoch_by_one_process(trained):
     recipe, split, _, facts = trained
     half = recipe.batch_size // 2
@@ -162,7 +161,7 @@ def test_each_image_is_seen_once_an_epoch_by_one_process(trained):
         assert len(orders) == (recipe.epochs if part == "train" else 1)
 
 
-@pytest.mark.slow
+@pytest.mark.resilience
 def test_the_report_finds_one_network_and_it_is_as_good_as_that_of_one_process(trained, tmp_path):
     recipe, split, run, facts = trained
     assert facts[0]["weights"] == facts[1]["weights"] and facts[0]["values"] == facts[1]["values"]
