@@ -4,6 +4,7 @@ Needs Chromium; the checks of WCAG also axe-core (``npm pack axe-core``), whose 
 environment variable AXE names.
 """
 
+import io
 import json
 import os
 import re
@@ -12,13 +13,15 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_publish import LINE, PUBLISHED
 
-from cervix_utils.report import pages
+from cervix_utils.report import pages, plots
+from tools import publish
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -127,6 +130,34 @@ def test_a_long_table_is_sorted_and_filtered(made):
     seen.push([...table.tBodies[0].rows].filter(row => !row.hidden).length, head[1].ariaSort);
     return seen;"""
     assert ask(made, script) == ["10.000000", "3.666667", "10.000000", 1, "descending"]
+
+
+HOSTILE = "<img src=x onerror=alert(1)> & Zellkern ü"
+
+
+def test_values_show_on_hover_as_text_alone(tmp_path):
+    fig, ax = plt.subplots()
+    table = pd.DataFrame({"value": [0.25, 0.75], "low": [0.2, 0.7], "high": [0.3, 0.8]})
+    plots.with_intervals(ax, table.assign(name=[HOSTILE, "b"]), "name")
+    text = io.StringIO()
+    fig.savefig(text, format="svg")
+    plt.close(fig)
+    output = new_output("display_data", data={"image/svg+xml": text.getvalue()})
+    book = new_notebook(cells=[new_markdown_cell("# T"), new_code_cell("1", outputs=[output])])
+    nbformat.write(book, tmp_path / "01_x.ipynb")
+    page = pages.to_html(tmp_path / "01_x.ipynb", tmp_path / "01_x.html")
+    slim = tmp_path / "slim.html"
+    slim.write_text(publish.slim_page(page.read_text("utf-8")), "utf-8")
+    script = """const img = document.querySelector("figure img"), box = img.getBoundingClientRect();
+    const tip = document.querySelector(".tip"), seen = new Set();
+    for (let x = box.left; x < box.right; x += 4) for (let y = box.top; y < box.bottom; y += 4) {
+      img.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y }));
+      if (!tip.hidden) seen.add(tip.textContent); }
+    img.dispatchEvent(new PointerEvent("pointerleave"));
+    return [...seen, tip.hidden, tip.children.length, img.naturalWidth > 0];"""
+    told = [f"{HOSTILE}: 0.250 (0.200 to 0.300)", "b: 0.750 (0.700 to 0.800)"]
+    for made in (page, slim):
+        assert ask(made, script) == [*told, True, 0, True]
 
 
 def test_a_figure_fills_the_window_and_escape_gives_the_page_back(made):

@@ -298,6 +298,20 @@ def test_a_drawing_says_what_it_shows(tmp_path):
     assert page.all("img")[0]["alt"] == "Figure: T. It shows: AUC of & that"
 
 
+def test_texts_at_points_are_titles_and_never_links_or_markup(tmp_path):
+    text = "a&lt;script&gt;alert(1)&lt;/script&gt;: 0.5"
+    drawn = f"""<a xlink:href='{text}' target="_blank"><g><use x="1" y="2"/></g></a>"""
+    drawn += '<a xlink:href="javascript:alert(2)"><use x="3" y="4"/></a>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg">{drawn}</svg>'
+    html, page = render(
+        tmp_path, new_markdown_cell("# T"), code("f", output({"image/svg+xml": svg}))
+    )
+    shown = base64.b64decode(page.all("img")[0]["src"].partition(",")[2]).decode()
+    assert f"<g><title>{text}</title><g><use" in shown and "<a " not in shown
+    assert problems(html) == [] and page.all("title") == [{}]
+    assert "a<script>alert(1)</script>: 0.5" in page.all("img")[0]["alt"]
+
+
 def test_lines_printed_one_by_one_are_one_block(tmp_path):
     lines = [stream(f"{name} {k}\n", name) for k in (1, 2) for name in ("stdout", "stderr")]
     _, page = render(tmp_path, code("p", *lines))
@@ -506,7 +520,8 @@ def test_the_overview_groups_pages_and_takes_tagged_figures_only(report):
     assert len([a for a in page.all("li") if a.get("class") == "card"]) == 3
     glance, thumbnail = page.all("img")
     assert base64.b64decode(thumbnail["src"].partition(",")[2]).decode() == SVG
-    assert "classification + regression, random split 0.787" in glance["alt"]
+    assert "random split, classification + regression: 0.787 (0.731 to 0.842)" in glance["alt"]
+    assert "published, paper C as written" not in glance["alt"]  # no accuracy was measured
     assert page.text("h3").count(BAD) == 3
     assert page.text("h1") == "Cervical screening images: report “<b>demo”"
 

@@ -1,9 +1,11 @@
 """Plots are tested on what was drawn, not on pixels."""
 
 import io
+import re
 import subprocess
 import sys
 import warnings
+from html import unescape
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from cervix_utils.data import datasets
-from cervix_utils.report import plots
+from cervix_utils.report import pages, plots
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -108,6 +110,37 @@ def test_series_have_a_colour_each_and_gaps_where_they_lack_a_row(ax):
     ]
     assert to_hex(first.get_color()) != to_hex(second.get_color())
     assert np.abs(first.get_ydata() - second.get_ydata()).max() < 0.2
+
+
+def titles(ax) -> list[str]:
+    """The texts that a page shows on hover, as the drawing has them."""
+    drawn = pages.titled(svg(ax.figure))
+    return [unescape(text) for text in re.findall("<title>([^<>]*)</title>", drawn)]
+
+
+def test_points_tell_their_values_and_what_is_not_known_says_nothing(ax):
+    rows = [("paper", "a", 0.3, 0.2, 0.4), ("published", "b<i>&\"'", 0.9, np.nan, np.nan)]
+    table = pd.DataFrame(rows, columns=["series", "class", "value", "low", "high"])
+    plots.with_intervals(ax, table, "class", "series")
+    first, second = titles(ax)
+    assert first == "random split, a: 0.300 (0.200 to 0.400)"
+    assert second == "published, b<i>&\"': 0.900"
+    ax.clear()
+    plots.with_intervals(ax, table[:1], "class")
+    assert titles(ax) == ["a: 0.300 (0.200 to 0.400)"]
+
+
+def test_boxes_matrices_and_bins_tell_their_numbers(ax):
+    table = pd.DataFrame({"label": ["a"] * 5 + ["b"], "x": [1.0, 2, 3, 4, 5, np.nan]})
+    plots.boxes(ax, table, "x", ["a", "b"])
+    assert titles(ax) == ["a: median 3, half of the values from 2 to 4"]
+    ax.clear()
+    plots.confusion(ax, predictions([0, 0, 0, 1], [0, 0, 1, 0]))
+    assert titles(ax)[:2] == ["normal: 2 of 3 right", "light dysplastic: 0 of 1 right"]
+    ax.clear()
+    bins = pd.DataFrame({"confidence": [0.25], "accuracy": [0.5], "count": [10]})
+    plots.reliability(ax, bins, "as they are")
+    assert titles(ax) == ["as they are: confidence 0.25, accuracy 0.50, 10 images"]
 
 
 def test_many_series_stay_on_their_row(ax):

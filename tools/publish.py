@@ -42,6 +42,7 @@ XZ = {"method": "xz", "preset": 9}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
 ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
+IN_ADDRESS = str.maketrans({"%": "%25", "#": "%23", '"': "'", "&": "&amp;"})
 PLAIN_GROUP = r"<g>([^<>]*(?:<(?!/?g\b)[^<>]*>[^<>]*)*)</g>"  # one that says nothing of its content
 PLAIN = r'<span class="(?:n|p|o|w|nn|bp|fm|vm|nc|ne|kt)">(.*?)</span>'  # code that has no colour
 
@@ -90,7 +91,7 @@ def check_size(folder: Path) -> None:
 def slim(svg: str) -> str:
     """The same drawing in half the bytes: four digits a number, one name for each look."""
     svg = re.sub(r"<\?xml.*?\?>|<!.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"\d+\.\d\d+", lambda number: f"{float(number[0]):.4g}", svg)
+    svg = re.sub(r"\d+\.\d\d+(?=[^<>]*>)", lambda number: f"{float(number[0]):.4g}", svg)
     svg = re.sub(r"\s+", " ", svg).replace("> <", "><").replace("<g/>", "")
     svg = re.sub(r" transform=\"rotate\(-?0 [^)]*\)\"", "", svg)  # by nothing
     while (less := re.sub(PLAIN_GROUP, r"\1", svg)) != svg:
@@ -111,7 +112,7 @@ def slim(svg: str) -> str:
 def _address(match: re.Match) -> str:
     """A figure's address in a page: slim, and readable instead of base64."""
     svg = slim(base64.b64decode(match[1]).decode())
-    return "data:image/svg+xml," + svg.replace("%", "%25").replace("#", "%23").replace('"', "'")
+    return "data:image/svg+xml," + svg.translate(IN_ADDRESS)
 
 
 def slim_page(page: str) -> str:
@@ -289,7 +290,7 @@ def main(arguments: Sequence[str]) -> None:
         folder, readme = paths.reports_dir("published"), paths.ROOT / "README.md"
         results = pd.read_csv(folder / "results.csv", dtype={"fold": str})
         made = {readme: with_table(readme.read_text(), results)}
-        made[paths.ROOT / "docs" / "findings.svg"] = slim(pages.glance(results)[0])
+        made[paths.ROOT / "docs" / "findings.svg"] = slim(pages.glance(results))
         write_index(folder)
         for file, text in made.items():
             with paths.whole(file) as draft:

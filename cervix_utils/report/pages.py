@@ -38,6 +38,7 @@ TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl
 figure h1 h2 h3 h4 h5 h6 hr i img kbd li ol p pre s small span strong sub summary sup table tbody td
 tfoot th thead tr ul"""
 ATTRIBUTES = "alt class colspan height rowspan scope start style title width"
+SVG = "data:image/svg+xml;base64,"
 # what may stand in an attribute that leads somewhere
 LINKS = {("img", "src"): "data:image/", ("a", "href"): r"https?://|mailto:|#|(?!//)[\w./-]+(#|$)"}
 STYLES = CSSSanitizer(ALLOWED_CSS_PROPERTIES | {"margin", "max-width", "min-width", "padding"})
@@ -78,6 +79,13 @@ def printed_markdown(source: str) -> str:
 
     renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
     return clean_html(MarkdownWithMath(renderer).render(source))
+
+
+def titled(svg: str) -> str:
+    """A drawing whose texts at points (``plots.tell``) are titles instead of addresses: shown on
+    hover, and read out with the figure."""
+    address = r"(?s)<a xlink:href=([\"'])(.*?)\1[^>]*>(.*?)</a>"
+    return re.sub(address, r"<g><title>\2</title>\3</g>", svg)
 
 
 # Notebooks -> pages
@@ -175,10 +183,9 @@ def _frame(soup: BeautifulSoup, table: Tag, heading: str) -> None:
 
 def _drawn(source: str) -> str:
     """What the words in a drawing of ours say: its titles, axes and legends."""
-    kind, _, code = source.partition(";base64,")
-    svg = base64.b64decode(code).decode() if kind == "data:image/svg+xml" else ""
-    said = dict.fromkeys(re.findall(r">\s*([^<>]*[A-Za-z][^<>]*?)\s*</text>", svg))
-    return ". It shows: " + unescape("; ".join(said))[:400] if said else ""
+    svg = base64.b64decode(source.removeprefix(SVG)).decode() if source.startswith(SVG) else ""
+    said = dict.fromkeys(re.findall(r">\s*([^<>]*[A-Za-z][^<>]*?)\s*</(?:title|text)>", svg))
+    return ". It shows: " + unescape("; ".join(said))[:1000] if said else ""
 
 
 def _answer_first(cells: list) -> list:
@@ -202,7 +209,7 @@ def to_html(notebook: Path, html: Path, stems: Sequence[str] = ()) -> Path:
 
     source = read(notebook)
     source.cells = _answer_first(source.cells)
-    filters = {"clean_html": clean_html, "printed_markdown": printed_markdown}
+    filters = {each.__name__: each for each in (clean_html, printed_markdown, titled)}
     look = {"template_name": "report", "extra_template_basedirs": [str(TEMPLATES)]}
     inside = {"embed_images": True, "exclude_anchor_links": True, "filters": filters}
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor], **look, **inside)
@@ -319,12 +326,12 @@ def _fill(path: Path, template: str, title: str, **values: Any) -> Path:
 
     loader = jinja2.FileSystemLoader(TEMPLATES / "report")
     environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters |= {"label": label, "written": written}
+    environment.filters |= {"label": label, "written": written, "drawn": _drawn}
     return _write(path, environment.get_template(template).render(page=_page(title), **values))
 
 
-def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
-    """The figure of the overview as SVG, and its numbers in words."""
+def glance(results: pd.DataFrame, metric: str = "accuracy") -> str:
+    """The figure of the overview as SVG."""
     import matplotlib.pyplot as plt
 
     from cervix_utils.evaluation import comparison
@@ -340,9 +347,7 @@ def glance(results: pd.DataFrame, metric: str = "accuracy") -> tuple[str, str]:
         ax.set(xlabel=f"{label(metric)}, 95 % interval")
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
-    numbers = [f"{label(row.protocol)} {row.value:.3f}" for row in table.itertuples()]
-    said = table["pipeline"].map(label) + ", " + numbers
-    return text.getvalue(), f"{label(metric)}: " + "; ".join(said)
+    return titled(text.getvalue())
 
 
 def write_overview(folder: Path, name: str, report_dir: Path | None = None) -> Path:
@@ -361,8 +366,7 @@ def write_overview(folder: Path, name: str, report_dir: Path | None = None) -> P
     table = comparison.summary(results)
     values["rows"] = table.set_index([*comparison.NUMBER, "protocol"]).to_dict("index")
     values["best"] = partial(comparison.best_baseline, table)
-    drawing, values["said"] = glance(results)
-    values["glance"] = base64.b64encode(drawing.encode()).decode()
+    values["glance"] = SVG + base64.b64encode(glance(results).encode()).decode()
     values["entries"] = [_entry(page, run["seconds"]) for page in sorted(folder.glob(PAGES))]
     title = f"Cervical screening images: report “{name}”"
     return _fill(folder / "index.html", "overview.html.j2", title, **values)

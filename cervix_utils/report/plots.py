@@ -4,7 +4,7 @@ Figures are SVG. What may be published holds no bitmap: ``pictures``, ``overlay`
 and ``gallery`` show images, all others draw lines and areas alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,6 +32,12 @@ def style() -> None:
     """Figures as SVG with text kept as text, in one look."""
     set_matplotlib_formats("svg", metadata={"Date": None})
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85, palette=PALETTE, rc=LOOK)
+
+
+def tell(ax: Axes, x: Iterable, y: Iterable, texts: Iterable[str]) -> None:
+    """A text at each point (x, y) that is known, in the drawing but not to be seen: as addresses,
+    which ``pages.titled`` makes the titles that pages show on hover."""
+    ax.scatter(x, y, s=150, color="white", alpha=0.01, label="_", urls=list(texts))
 
 
 def look_of(name: str, index: int = 0) -> dict[str, str]:
@@ -66,6 +72,8 @@ def confusion(ax: Axes, predictions: pd.DataFrame, title: str = "") -> Axes:
     plt.setp(ax.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted", ylabel="reference standard", title=title)
+    text, places = "{}: {:.0f} of {:.0f} right".format, np.arange(len(names)) + 0.5
+    tell(ax, places, places, map(text, names, counts.diagonal(), counts.sum(axis=1)))
     return ax
 
 
@@ -82,6 +90,10 @@ def boxes(ax: Axes, table: pd.DataFrame, column: str, classes: Sequence, log=Fal
         low, high = finite[column].quantile([0.03, 0.97])
         room = 0.1 * (high - low) + 0.1
         ax.set_xlim(None if log else (low - room, high + room))
+        parts = finite.groupby("label")[column].describe().reindex(classes)
+        text = "{}: median {:.3g}, half of the values from {:.3g} to {:.3g}".format
+        told = map(text, map(label, classes), parts["50%"], parts["25%"], parts["75%"])
+        tell(ax, parts["50%"], range(len(classes)), told)
     _rows(ax, classes)
     ax.set(xlabel="", ylabel="")
     return ax
@@ -99,6 +111,9 @@ def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -
         spread = np.abs(values[["low", "high"]].T.to_numpy() - values["value"].to_numpy())
         look = look_of(name, index) | {"capsize": 2, "markersize": 4, "linestyle": "none"}
         ax.errorbar(values["value"], places, xerr=spread, label=label(name), **look)
+        told = [f"{label(name)}, {label(row)}: {metrics.written(values.loc[row])}" for row in names]
+        told = [text.removeprefix(", ").removesuffix(" (nan to nan)") for text in told]
+        tell(ax, values["value"], places, told)
     _rows(ax, names)
     return ax
 
@@ -106,7 +121,9 @@ def with_intervals(ax: Axes, table: pd.DataFrame, rows: str, series: str = "") -
 def reliability(ax: Axes, table: pd.DataFrame, name: str, title: str = "") -> Axes:
     """Accuracy against confidence (``calibration.reliability``), larger points for more images."""
     (line,) = ax.plot("confidence", "accuracy", data=table, linewidth=1, label=name)
+    told = "confidence {confidence:.2f}, accuracy {accuracy:.2f}, {count:.0f} images".format_map
     look = {"s": 12 + 240 * table["count"] / table["count"].sum(), "alpha": 0.7, "linewidth": 0}
+    look["urls"] = [f"{name}: {told(point)}" for point in table.to_dict("records")]
     ax.scatter("confidence", "accuracy", data=table, color=line.get_color(), label="_", **look)
     ax.axline((0, 0), (1, 1), zorder=1, **DASHED)
     ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")

@@ -79,9 +79,7 @@ def fit(learn: StudyLearner, recipe: Recipe, checkpoint: Path | None = None) -> 
         else:
             learn.fit(recipe.epochs, lr=rates, cbs=kept)
     if not np.isfinite(learn.recorder.losses).all():
-        raise FloatingPointError(
-            f"{recipe.name}: the training loss became infinite or NaN: lower the rate"
-        )
+        raise FloatingPointError(f"{recipe.name}: the loss became infinite or NaN: lower the rate")
     learn.fitted_as = recipe if untouched or any(one.resumed for one in kept) else None
     learn.seconds = time.perf_counter() - start
 

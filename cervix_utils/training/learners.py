@@ -36,9 +36,7 @@ def pick_device(device: str = "auto") -> str:
     """'cpu' or 'cuda' for what a configuration asks; DeviceError where it cannot be met."""
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise DeviceError(
-            "device=cuda: PyTorch sees no CUDA GPU here; use device=auto or device=cpu"
-        )
+        raise DeviceError("device=cuda: PyTorch sees no CUDA GPU here; use device=auto or cpu")
     return "cuda" if cuda and device != "cpu" else "cpu"
 
 
@@ -53,9 +51,8 @@ def pick_precision(precision: str, device: str) -> str:
 
 def autocast(device: str, precision: str, **options):
     """Context in which a forward pass runs in ``precision``; ``options`` of torch.autocast."""
-    return (
-        torch.autocast(device, torch.bfloat16, **options) if precision == "bf16" else nullcontext()
-    )
+    half = precision == "bf16"
+    return torch.autocast(device, torch.bfloat16, **options) if half else nullcontext()
 
 
 class StudyLearner(Learner):

@@ -118,9 +118,7 @@ def last_layer(model: nn.Module, architecture: str) -> str:
     """Name of the linear layer that gives the answer; WeightsError where a network has none."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear or "inception" in architecture or architecture == "googlenet":
-        raise WeightsError(
-            f"{architecture} does not end in one linear layer: choose another, e.g. resnet50"
-        )
+        raise WeightsError(f"{architecture} does not end in one linear layer: take e.g. resnet50")
     return linear[-1]
 
 

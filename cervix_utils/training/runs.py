@@ -55,9 +55,7 @@ def facts(recipe: Recipe, split: pd.DataFrame) -> dict:
     for name in ("task", "protocol", "fold"):
         if (split[name] != getattr(recipe, name)).any():
             given, wanted = split[name].iloc[0], getattr(recipe, name)
-            raise RunError(
-                f"the split has {name} '{given}', the recipe '{wanted}': take the same for both"
-            )
+            raise RunError(f"the split has {name} '{given}', the recipe '{wanted}': choose one")
     words = networks.describe_weights(recipe.weights, recipe.architecture)
     parts = split[["id", "group", "part", "label", "sha256"]].sort_values("id").to_csv(index=False)
     record = asdict(recipe) | {"weights": words, "recipe_version": RECIPE_VERSION}
@@ -189,9 +187,7 @@ def load_model(run: Run, device: str = "cpu") -> torch.nn.Module:
     there."""
     file, recipe = run.folder / "model.safetensors", recipe_of(run)
     if not file.is_file():
-        raise RunError(
-            f"{run.folder} has no weights: delete that folder and run its notebook again"
-        )
+        raise RunError(f"{run.folder} has no weights: delete that folder, run its notebook again")
     model = networks.network(recipe.architecture, recipe.head, recipe.n_outputs)
     try:
         model.load_state_dict(load_file(file))
@@ -224,9 +220,7 @@ def of_page(report_dir: Path, page: str) -> dict[str, Run]:
     """Pipeline -> run of the networks behind a table of predictions such as ``herlev-paper-0``."""
     file = report_dir / "predictions" / f"{page}.csv"
     if not file.is_file():
-        raise RunError(
-            f"{file} is not there: run notebook 2 (photographs) or 3 (cells) for it first"
-        )
+        raise RunError(f"{file} is not there: run notebook 2 (photographs) or 3 (cells) first")
     used = pd.read_csv(file, usecols=["task", "pipeline", "run"], dtype=str, keep_default_na=False)
     used = used[used["run"] != ""].drop_duplicates()
     places = [report_dir / "runs" / Path(*row) for row in used.itertuples(index=False)]

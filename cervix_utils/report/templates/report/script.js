@@ -67,6 +67,34 @@
     }));
     table.closest(".scroll").before(tools);
   });
+  const tip = document.createElement("div");
+  tip.className = "tip"; tip.hidden = true; document.body.append(tip);
+  const drawing = source => {  // what a drawing holds is read as data: nothing of it comes into the page but text
+    const [, kind, text] = source.match(/^data:image\/svg\+xml[^,]*?(;base64)?,(.*)$/s) || [];
+    const bytes = kind && Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+    return new DOMParser().parseFromString(kind ? new TextDecoder().decode(bytes) : decodeURIComponent(text || "<svg/>"), "text/xml").documentElement;
+  };
+  const tell = img => {
+    let points, width;
+    const show = event => {
+      if (!points) {
+        const svg = drawing(img.src);
+        width = Number((svg.getAttribute("viewBox") || "").split(/[ ,]+/)[2]);
+        points = [...svg.querySelectorAll("title")].map(title => [title, title.parentElement.querySelector("use")]).filter(([, mark]) => mark)
+          .map(([title, mark]) => [title.textContent, mark.getAttribute("x"), mark.getAttribute("y")]);
+      }
+      const box = img.getBoundingClientRect(), scale = width / box.width;
+      const far = ([, x, y]) => Math.hypot(x - (event.clientX - box.left) * scale, y - (event.clientY - box.top) * scale);
+      const near = points.reduce((best, point) => far(point) < far(best) ? point : best, ["", 1e9, 1e9]);
+      tip.hidden = !(far(near) < 14);
+      tip.textContent = near[0];
+      tip.style.left = `${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)}px`;
+      tip.style.top = `${Math.max(event.clientY - tip.offsetHeight - 10, 4)}px`;
+    };
+    img.addEventListener("pointermove", show);
+    img.addEventListener("pointerdown", show);
+    img.addEventListener("pointerleave", () => { tip.hidden = true; });
+  };
   document.querySelectorAll("figure img").forEach(img => {
     const figure = img.parentElement;
     const fit = () => figure.classList.toggle("shrunk", img.naturalWidth > 1.15 * figure.clientWidth);
@@ -76,5 +104,6 @@
     figure.after(zoom);
     if (img.complete) fit(); else img.addEventListener("load", fit);
     addEventListener("resize", fit);
+    tell(img);
   });
 })();
