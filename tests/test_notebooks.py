@@ -68,6 +68,14 @@ def test_no_outputs_counts_or_machine_metadata(notebook):
     assert book.metadata.kernelspec.name == "python3"
 
 
+def test_every_figure_has_a_caption_of_its_own(notebook):
+    drawn = [cell for cell in code_cells(notebook[0]) if "plt.show()" in cell.source]
+    captions = [cell.metadata.get("caption", "") for cell in drawn]
+    assert all(re.fullmatch(r"[A-Z0-9].{20,180}\.", text) for text in captions), captions
+    others = [cell for cell in code_cells(notebook[0]) if cell not in drawn]
+    assert not [cell for cell in others if "caption" in cell.metadata]
+
+
 def test_no_absolute_path_and_no_address(notebook):
     source = "\n".join(cell.source for cell in notebook[0].cells)
     assert not re.search(r"""(["'\s(])(/[a-z]+/|~/|[A-Z]:\\)""", source)

@@ -298,6 +298,14 @@ def test_a_drawing_says_what_it_shows(tmp_path):
     assert page.all("img")[0]["alt"] == "Figure: T. It shows: AUC of & that"
 
 
+def test_a_figure_has_the_caption_of_its_cell_as_text(tmp_path):
+    cell = code("f", output({"image/svg+xml": SVG}))
+    cell.metadata["caption"] = f"What to see {BAD}"
+    html, page = render(tmp_path, new_markdown_cell("# T"), cell, code("g", *cell.outputs))
+    assert page.text("figcaption") == f"What to see {BAD}" and len(page.all("figure")) == 2
+    assert len(page.all("figcaption")) == 1 and problems(html) == []
+
+
 def test_texts_at_points_are_titles_and_never_links_or_markup(tmp_path):
     text = "a&lt;script&gt;alert(1)&lt;/script&gt;: 0.5"
     drawn = f"""<a xlink:href='{text}' target="_blank"><g><use x="1" y="2"/></g></a>"""
