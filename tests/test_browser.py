@@ -68,7 +68,8 @@ def made(tmp_path_factory) -> Path:
         {f"a_long_name_{k}": ["0.697 (0.658 to 0.735) forest"] * 2 for k in range(9)}
     )
     long = pd.DataFrame({"epoch": range(1, 21), "train_loss": [10 - k / 3 for k in range(20)]})
-    data = [{"text/html": table.to_html()} for table in (wide, long)] + [{"image/svg+xml": LINE}]
+    tables = wide, long, pages.provenance({"seed": 0})  # the last one has a head without rows
+    data = [{"text/html": table.to_html()} for table in tables] + [{"image/svg+xml": LINE}]
     outputs = [new_output("display_data", data=each) for each in data]
     outputs.append(new_output("stream", name="stdout", text="a sentence that was printed " * 20))
     outputs.append(new_output("stream", name="stderr", text="a warning"))

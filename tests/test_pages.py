@@ -295,7 +295,7 @@ def test_a_drawing_says_what_it_shows(tmp_path):
     texts = "<text>0.5</text><text>AUC of &amp; that</text>"
     svg = f'<svg xmlns="http://www.w3.org/2000/svg">{texts}</svg>'
     _, page = render(tmp_path, new_markdown_cell("# T"), code("f", output({"image/svg+xml": svg})))
-    assert page.all("img")[0]["alt"] == "Figure: T. It shows: AUC of & that"
+    assert page.all("img")[0]["alt"] == "Figure: T – it shows: AUC of & that"
 
 
 def test_a_figure_has_the_caption_of_its_cell_as_text(tmp_path):

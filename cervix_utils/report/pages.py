@@ -20,6 +20,7 @@ from html import unescape
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
+from textwrap import shorten
 from typing import Any
 
 import bleach
@@ -185,7 +186,7 @@ def _drawn(source: str) -> str:
     """What the words in a drawing of ours say: its titles, axes and legends."""
     svg = base64.b64decode(source.removeprefix(SVG)).decode() if source.startswith(SVG) else ""
     said = dict.fromkeys(re.findall(r">\s*([^<>]*[A-Za-z][^<>]*?)\s*</(?:title|text)>", svg))
-    return ". It shows: " + unescape("; ".join(said))[:1000] if said else ""
+    return " – it shows: " + shorten(unescape("; ".join(said)), 1000) if said else ""
 
 
 def _answer_first(cells: list) -> list:

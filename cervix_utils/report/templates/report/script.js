@@ -30,7 +30,7 @@
       named.forEach((cell, i) => { upper.cells[i].textContent = cell.textContent; });  // pandas gives the names of rows a line of their own
       lower.remove();
     }
-    if (table.querySelector("[colspan], [rowspan]") || !table.tHead) return;
+    if (table.querySelector("[colspan], [rowspan]") || !table.tHead || !table.tHead.rows.length) return;
     const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, i) => {
       const column = rows.map(row => row.cells[i]).filter(Boolean);
