@@ -111,8 +111,7 @@ def slim(svg: str) -> str:
 
 def _address(match: re.Match) -> str:
     """A figure's address in a page: slim, and readable instead of base64."""
-    svg = slim(base64.b64decode(match[1]).decode())
-    return "data:image/svg+xml," + svg.translate(IN_ADDRESS)
+    return "data:image/svg+xml," + slim(base64.b64decode(match[1]).decode()).translate(IN_ADDRESS)
 
 
 def slim_page(page: str) -> str:
