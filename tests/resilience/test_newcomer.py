@@ -23,7 +23,7 @@ from cervix_utils.data import datasets
 
 FULL = os.environ.get("NEWCOMER") == "full"
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.resilience,
     pytest.mark.browser,
     pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine"),
     pytest.mark.skipif(not (paths.ROOT / ".git").exists(), reason="no checkout that can be cloned"),
