@@ -160,7 +160,7 @@ def add(folder: Path, pipeline: str) -> None:
     places = sorted(file.parent for file in folder.glob("*/recipe.json"))
     if not places:
         raise PublishError(f"{folder} holds no run folders: give reports/<name>/runs/<task>/<...>")
-    added = runs.table(map(runs.read, places)).assign(pipeline=pipeline)
+    added = runs.table(map(runs.read, places)).assign(pipeline=pipeline).round(5)
     file = target / f"{added['task'].iloc[0]}.csv.xz"
     known = metrics.read_file(file)
     if pipeline in set(known["pipeline"]):
@@ -170,7 +170,7 @@ def add(folder: Path, pipeline: str) -> None:
     numbers = metrics.results(added, settings["n_boot"], settings["seed"])
     recipes, histories = _told(places, pipeline=pipeline)
     with _changed(target) as draft:
-        both.round(6).to_csv(draft / file.name, index=False, compression=XZ)
+        both.to_csv(draft / file.name, index=False, compression=XZ)
         for name, table in (("results", numbers), ("histories", histories)):
             old = pd.read_csv(draft / f"{name}.csv", dtype=str, keep_default_na=False)
             table = pd.concat([old, table.round(6)])
