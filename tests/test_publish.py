@@ -359,7 +359,7 @@ def test_networks_are_added_under_a_name_of_their_own(report, tmp_path):
     run["configuration"] |= {"n_boot": 20}
     (target / "run.json").write_text(json.dumps(run))
     frame = drawn("plain", 2)
-    rows = frame[[*tables.columns("herlev")]].round(5)
+    rows = frame[[*tables.columns("herlev")]].round(6)
     recipe = asdict(toys.recipe_of()) | {"parts": {"test": len(rows)}}
     folder.mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps(recipe))

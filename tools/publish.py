@@ -38,7 +38,7 @@ MADE = MADE.format("|".join(["attribution", *datasets.DATASETS]))
 # pipelines and metrics of README's table; the index has all
 LEADING = ("combined", "combined_whole", "modern", "sgd")
 SHORT = ("accuracy", "binary_accuracy", "mse", "auc_mean", "log_loss")
-XZ = {"method": "xz", "preset": 9}
+XZ = {"method": "xz", "preset": 9 | lzma.PRESET_EXTREME}
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
 ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
@@ -160,7 +160,7 @@ def add(folder: Path, pipeline: str) -> None:
     places = sorted(file.parent for file in folder.glob("*/recipe.json"))
     if not places:
         raise PublishError(f"{folder} holds no run folders: give reports/<name>/runs/<task>/<...>")
-    added = runs.table(map(runs.read, places)).assign(pipeline=pipeline).round(5)
+    added = runs.table(map(runs.read, places)).assign(pipeline=pipeline).round(6)
     file = target / f"{added['task'].iloc[0]}.csv.xz"
     known = metrics.read_file(file)
     if pipeline in set(known["pipeline"]):

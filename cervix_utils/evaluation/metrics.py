@@ -190,7 +190,7 @@ def write(predictions: Frame, file: Path) -> None:
     """Keep predictions (6 decimals) whole or not at all. Raises as ``check_predictions``."""
     checked = check_predictions(predictions)
     with paths.whole(file) as draft:
-        checked.round(5).to_csv(draft, index=False)
+        checked.round(6).to_csv(draft, index=False)
 
 
 # Resampling
