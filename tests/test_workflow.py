@@ -257,7 +257,7 @@ def test_a_third_data_set_of_unordered_classes_runs_through_notebooks_1_2_and_5(
     network = {"colposcopy_task": "toy", "colposcopy_pipelines": ["modern"], "colposcopy_epochs": 1}
     network |= {"n_boot": 50, "protocol": "grouped"}
     jobs = {
-        "01_data_exploration": data | {"tasks": ["toy"]},
+        "01_data_exploration": data | {"tasks": ["toy"], "valid_fraction": 0},
         "02_colposcopy_resnet50": data | network,
         "05_comparison": {"report_name": "toy", "n_boot": 50},
     }
