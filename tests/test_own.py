@@ -120,6 +120,14 @@ def test_limits_hold_what_they_promise(kept):
     assert (np.abs(scaled["score"] - true - 1) <= said["half_width"] + 1e-12).sum() == 37
 
 
+def test_a_network_of_the_whole_training_part_promises_nothing(kept):
+    run, _ = kept()
+    whole = run.predictions.assign(part=run.predictions["part"].replace("valid", "train"))
+    said = own.describe(replace(run, predictions=whole))
+    assert said["temperature"] is said["limit"] is said["half_width"] is None
+    assert said["output"] == "logits" and said["classes"] == own.describe(run)["classes"]
+
+
 # Bad input
 
 

@@ -137,6 +137,13 @@ def test_numbers_and_pages_are_copied_and_models_and_maps_stay(report, tmp_path)
     assert content(target) == first and not list(tmp_path.glob(".*"))
 
 
+def test_of_notebooks_2_and_3_the_first_fold_is_published(report, tmp_path):
+    folds = [f"03_herlev_resnet101_{place}" for place in ("grouped-0", "paper-0", "paper-1")]
+    report(stems=(*folds, "05_comparison"))
+    target = publish.publish("toy")
+    assert sorted(page.stem for page in target.glob("0*.html")) == [*folds[:2], "05_comparison"]
+
+
 def test_a_report_without_notebook_4_leaves_the_published_explanations(report, tmp_path):
     folder = report()
     target = publish.publish("toy")

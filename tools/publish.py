@@ -30,7 +30,7 @@ from cervix_utils.report.words import label
 from cervix_utils.training import runs
 
 FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
-PAGES = "0[2-6]_*.html"  # of the notebooks that can be without pictures
+PAGES = r"0[2-6]_(?!.*-[1-9]).*"  # of notebooks that can be without pictures; the first fold
 ELSEWHERE = "08_elsewhere.html"
 KEPT = r"04_.*|attribution.*"  # page and table of notebook 4
 MADE = r"(0[2-6]_.*|index)\.html|({})\.csv\..*"
@@ -242,7 +242,7 @@ def publish(name: str) -> Path:
     for file in ("results.csv", "run.json", "05_comparison.ipynb"):
         if not (source / file).is_file():
             raise PublishError(f"{source / file} is missing: make reports CONFIG={name} first")
-    html_pages = sorted(source.glob(PAGES))
+    html_pages = [page for page in sorted(source.glob("*.html")) if re.fullmatch(PAGES, page.stem)]
     list(map(check_page, html_pages))
     kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else KEPT
 

@@ -32,26 +32,27 @@ class OwnImageError(ValueError):
 def describe(run: runs.Run) -> dict:
     """What another program needs to use the weights of a run, as JSON has it.
 
-    ABOUT, READING, what the last layer gives, classes in order, temperature (None: a score),
-    data and their terms. ``limit``: the largest ``calibration.distance`` of a class in a prediction
-    set; ``half_width``: grades around the score; both hold for LEVEL of the groups, None where too
-    few calibrate.
+    ABOUT, READING, what the last layer gives, classes in order, temperature (None: a score, or no
+    image was held out), data and their terms. ``limit``: the largest ``calibration.distance`` of a
+    class in a prediction set; ``half_width``: grades around the score; both hold for LEVEL of the
+    groups, None where too few or none calibrate.
     """
     dataset = datasets.get(run.recipe["task"])
     loss = recipes.pipeline_of(run.recipe["pipeline"]).loss
-    predictions, temperature = runs.table([run]), None
-    drawn = calibration.one_a_group(predictions, run.recipe["seed"])
-    if metrics.has_probabilities(drawn):
-        temperature = calibration.temperature(predictions)
-        drawn = calibration.scaled(drawn, temperature)
-    true = metrics.true_class(drawn)
-    scores = {"limit": calibration.distance(drawn)[np.arange(len(true)), true]}
-    if dataset.ordered:
-        scores["half_width"] = np.abs(drawn["score"].to_numpy() - true - 1)
-    limits = {name: calibration.limit(values, LEVEL) for name, values in scores.items()}
-    said = {name: run.recipe[name] for name in ABOUT} | READING
-    said |= {"output": "score" if loss == "squared_error" else "logits"}
-    said |= {"temperature": temperature, "level": LEVEL}
+    rows, temperature = runs.table([run]), None
+    limits = {"limit": np.inf, "half_width": np.inf}
+    if rows["part"].isin(["valid", "inner"]).any():
+        drawn = calibration.one_a_group(rows, run.recipe["seed"])
+        if metrics.has_probabilities(drawn):
+            temperature = calibration.temperature(rows)
+            drawn = calibration.scaled(drawn, temperature)
+        true = metrics.true_class(drawn)
+        scores = {"limit": calibration.distance(drawn)[np.arange(len(true)), true]}
+        if dataset.ordered:
+            scores["half_width"] = np.abs(drawn["score"].to_numpy() - true - 1)
+        limits = {name: calibration.limit(values, LEVEL) for name, values in scores.items()}
+    said = {name: run.recipe[name] for name in ABOUT} | READING | {"level": LEVEL}
+    said |= {"output": "score" if loss == "squared_error" else "logits", "temperature": temperature}
     said |= {name: value if np.isfinite(value) else None for name, value in limits.items()}
     said |= {"classes": dataset.classes, "ordered": dataset.ordered, "weights": runs.FILES[0]}
     return said | {"data": dataset.title, "source": dataset.citation, "terms": dataset.terms}

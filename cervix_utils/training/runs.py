@@ -192,9 +192,8 @@ def load_model(run: Run, device: str = "cpu") -> torch.nn.Module:
     try:
         model.load_state_dict(load_file(file))
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise RunError(
-            f"{file} does not fit its recipe.json ({str(error)[:200]}): train it again"
-        ) from None
+        words = f"{file} does not fit its recipe.json ({str(error)[:200]}): train it again"
+        raise RunError(words) from None
     return model.eval().to(device)
 
 
