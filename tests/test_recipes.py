@@ -16,7 +16,8 @@ PHOTOGRAPHS = ["sgd", "modern"]
 
 
 def settings(**changes) -> dict:
-    return config.validate({"herlev_architecture": "resnet101"} | changes, "test")
+    papers = {"herlev_architecture": "resnet101", "colposcopy_architecture": "resnet50"}
+    return config.validate(papers | changes, "test")
 
 
 def make(pipeline: str, notebook: str = "", **changes) -> recipes.Recipe:

@@ -36,7 +36,7 @@ def pick_device(device: str = "auto") -> str:
     """'cpu' or 'cuda' for what a configuration asks; DeviceError where it cannot be met."""
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise DeviceError("device=cuda: PyTorch sees no CUDA GPU here; use device=auto or cpu")
+        raise DeviceError("device=cuda: PyTorch sees no CUDA GPU; use device=auto or device=cpu")
     return "cuda" if cuda and device != "cpu" else "cpu"
 
 
