@@ -93,7 +93,7 @@ def _problems(settings: Mapping[str, Any], here: bool) -> list[str]:
         problems.append(f"elsewhere_task: unknown data set '{settings['elsewhere_task']}'")
     wanted = settings["weights_resnet50"], settings["weights_resnet101"]
     if "grown" in (wanted[0], settings["weights_other"]) or wanted == ("none", "grown"):
-        problems.append("weights_resnet101=grown grows from a ResNet-50: give weights_resnet50")
+        problems.append("grown is for weights_resnet101, from a ResNet-50: give weights_resnet50")
     folds = settings["herlev_n_folds"]
     if wrong := [fold for fold in settings["herlev_folds"] if fold >= folds]:
         problems.append(f"herlev_folds: {wrong} do not exist; herlev_n_folds is {folds}, from 0")
