@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
+from scipy.sparse import coo_array, csgraph
 
 from cervix_utils.data import datasets
 
@@ -62,7 +60,7 @@ def with_groups(table: pd.DataFrame, distance: int) -> pd.DataFrame:
     by_hash = near_duplicates(table["phash"].to_numpy(), distance)
     edges = np.concatenate([by_name, by_hash])
     graph = coo_array((np.ones(len(edges), dtype=bool), edges.T), shape=(len(table), len(table)))
-    component = pd.Series(connected_components(graph, directed=False)[1], index=table.index)
+    component = pd.Series(csgraph.connected_components(graph, directed=False)[1], index=table.index)
     return table.assign(group=names.groupby(component).transform("first"))
 
 
@@ -79,6 +77,8 @@ def _refuse(table: pd.DataFrame, n_folds: int, grouped: bool) -> None:
 
 def _folds(table: pd.DataFrame, grouped: bool, n_folds: int, seed: int) -> list[pd.Index]:
     """Index labels of the test part of each cross-validation fold."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # 50 MB: if need be
+
     _refuse(table, n_folds, grouped)
     splitter = StratifiedGroupKFold if grouped else StratifiedKFold
     folds = splitter(n_folds, shuffle=True, random_state=seed)
@@ -88,6 +88,8 @@ def _folds(table: pd.DataFrame, grouped: bool, n_folds: int, seed: int) -> list[
 
 def _pick(table: pd.DataFrame, fraction: float, seed: int) -> pd.Index:
     """Index labels of a stratified random part of round(fraction n) images, with every class."""
+    from sklearn.model_selection import train_test_split
+
     _refuse(table, 2, grouped=False)
     labels, size = table["label"], round(fraction * len(table))
     if size < labels.nunique():

@@ -1,5 +1,6 @@
 """Table + recipe -> fastai Learner, on which everything in fastai's own tutorials works."""
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -18,7 +19,6 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorImage, set_seed
 from fastai.vision import augment
 from fastai.vision import learner as vision  # noqa: F401 (gives pictures show_batch, show_results)
-from fastai.vision.augment import AffineCoordTfm
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -102,7 +102,7 @@ class OpenSquare(Transform):
         return TensorImage(torch.tensor(picture))
 
 
-class OnBorderColour(AffineCoordTfm):
+class OnBorderColour(augment.AffineCoordTfm):
     """fastai's rotation, flip and zoom; what lies beyond a picture takes the median colour of its
     border, as the squares of oblong pictures do."""
 
@@ -175,13 +175,13 @@ def optimiser(recipe: Recipe) -> Callable[..., OptimWrapper]:
 
 def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLearner:
     """The fastai Learner of a recipe, untrained, on a split (see ``splits.assign_parts``)."""
+    gc.collect()  # Learners hold themselves: one that is done with keeps its memory until then
     place = pick_device(device)
     set_seed(recipe.seed, reproducible=True)
     loss = recipes.pipeline_of(recipe.pipeline).loss
-    classes = len(recipe.classes)
     state = networks.initial_state(recipe.weights, recipe.architecture)
     model = networks.network(recipe.architecture, recipe.head, recipe.n_outputs, state).to(place)
-    criterion = losses.Loss(loss, classes, recipe.regression_weight).to(place)
+    criterion = losses.Loss(loss, len(recipe.classes), recipe.regression_weight).to(place)
     learn = StudyLearner(
         dataloaders(split.reset_index(drop=True), recipe, place),
         model,

@@ -225,9 +225,6 @@ def resident(folder: str) -> int:
 
 @pytest.mark.resilience
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")
-@pytest.mark.xfail(
-    strict=True, reason="3.2 GB: two kernels that train with 1.3 GB each, of which imports take 0.6"
-)
 def test_the_demo_takes_less_than_three_gigabytes(checkout, tmp_path):
     process, peak = report(checkout, tmp_path / "reports", tmp_path / "log"), 0
     while process.poll() is None:
