@@ -1,6 +1,7 @@
 """Train a Learner as its recipe says, with progress; predict with views of a test image
 averaged."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,7 @@ def fit(learn: StudyLearner, recipe: Recipe, checkpoint: Path | None = None) -> 
     Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before) and
     ``learn.seconds``. FloatingPointError where the loss diverges.
     """
+    gc.collect()  # a Learner holds itself: the one before keeps its memory until then
     untouched = learn.opt is None  # fastai makes the optimiser when a Learner is first fitted
     kept = [Checkpoint(checkpoint)] if checkpoint else []
     start, rates = time.perf_counter(), slice(recipe.lr, recipe.lr * recipe.head_factor)

@@ -1,6 +1,5 @@
 """Table + recipe -> fastai Learner, on which everything in fastai's own tutorials works."""
 
-import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -175,7 +174,6 @@ def optimiser(recipe: Recipe) -> Callable[..., OptimWrapper]:
 
 def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLearner:
     """The fastai Learner of a recipe, untrained, on a split (see ``splits.assign_parts``)."""
-    gc.collect()  # Learners hold themselves: one that is done with keeps its memory until then
     place = pick_device(device)
     set_seed(recipe.seed, reproducible=True)
     loss = recipes.pipeline_of(recipe.pipeline).loss
