@@ -9,8 +9,9 @@ export MALLOC_TRIM_THRESHOLD_ = 8589934592
 export MALLOC_TOP_PAD_ = 268435456
 # names and texts are UTF-8, whatever the locale says
 export PYTHONUTF8 = 1
+PICTURES = demo/index demo/03_herlev_resnet101_grouped-0 demo/04_explainability case/07_own_images
 DATASETS = data-herlev data-sipakmed data-mobileodt
-.PHONY: help doctor lab reports case score publish $(DATASETS) pdf licences test test-resilience test-slurm bench lint clean lock
+.PHONY: help doctor lab reports case score publish $(DATASETS) pdf pictures licences test test-resilience test-slurm bench lint clean lock
 .DEFAULT_GOAL := help
 # a text as the shell, and within it YAML, reads it: whatever spaces, quotes or colons it has
 quoted = '$(subst ','\'',$(1))'
@@ -55,6 +56,10 @@ $(DATASETS):
 
 pdf: .venv/.done  ## one PDF of a finished report, by Chromium: CONFIG=demo CHROME=/path/to/it
 	@$(PY) -m tools.pdf $(call quoted,$(CONFIG))
+
+pictures:  ## README's pictures of pages, by Chromium, after make reports and make case: CHROME=/path/to/it
+	@for page in $(PICTURES); do $(or $(CHROME),chromium) --headless $(if $(filter 0,$(shell id -u)),--no-sandbox) --disable-gpu --hide-scrollbars \
+	  --window-size=1100,760 --screenshot="docs/pictures/$$(basename $$page).webp" "file://$$(cd $(REPORTS) && pwd)/$$page.html" || exit; done
 
 publish: .venv/.done  ## copy what may be shared of a finished report to reports/published, its table to README: CONFIG=cpu
 	$(PY) -m tools.publish $(CONFIG)
