@@ -329,4 +329,4 @@ def test_names_become_words():
     assert baselines.label_of("baseline_size_forest") == "random forest on image size"
     assert baselines.label_of("baseline_priors") == "class shares alone"
     assert baselines.label_of("average_of_networks") == "average of networks"
-    assert baselines.label_of("combined_without_nucleus") == "combined without nucleus"
+    assert baselines.label_of("combined_whole") == "combined_whole"  # a network: words.label has it

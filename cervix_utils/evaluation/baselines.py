@@ -39,11 +39,13 @@ TREES = 500
 
 
 def label_of(pipeline: str) -> str:
-    """Words for the name of a pipeline, a baseline or an average: 'random forest on image size'."""
+    """Words for the name of a baseline or an average ('random forest on image size'); a network's
+    name stays, ``words.label`` has its words."""
     name, _, model = pipeline.removeprefix(BASELINE).partition("_")
     if model in MODELS and name in SETS:
         return f"{MODELS[model]} on {SETS[name]}"
-    return pipeline.replace(f"{BASELINE}priors", "class shares alone").replace("_", " ")
+    told = pipeline.replace("_", " ") if pipeline.startswith("average_") else pipeline
+    return told.replace(f"{BASELINE}priors", "class shares alone")
 
 
 def features(table: Frame) -> Frame:

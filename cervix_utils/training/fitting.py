@@ -102,8 +102,7 @@ def views(pictures: torch.Tensor, number: int) -> list[torch.Tensor]:
     first."""
     flips = [(), (3,), (2,), (2, 3)]
     turned = [pictures, pictures.transpose(2, 3)]
-    seen = [side.flip(axes) if axes else side for side in turned for axes in flips]
-    return seen[:number]
+    return [side.flip(axes) if axes else side for side in turned for axes in flips][:number]
 
 
 @torch.inference_mode()
