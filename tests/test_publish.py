@@ -161,11 +161,13 @@ def test_notebook_8_of_another_report_goes_beside_what_is_published(report, tmp_
     before = content(target)
     asked = drawn("plain", 2).assign(run="paper-0-abc")
     asked.loc[asked.index[:9], "part"] = "train"
-    metrics.write(asked, folder / "elsewhere" / "herlev_after.csv")
+    for name in ("herlev", "herlev_after"):  # the first has the name of a published table
+        metrics.write(asked, folder / "elsewhere" / f"{name}.csv")
     (folder / "elsewhere.csv").write_text("benign,value\nleft out,0.8\n")
     publish.add_elsewhere(folder)
     after = content(target)
-    added = {"08_elsewhere.html", "elsewhere.csv", "elsewhere/herlev_after.csv.xz"}
+    added = {f"elsewhere/{name}.csv.xz" for name in ("herlev", "herlev_after")}
+    added |= {"08_elsewhere.html", "elsewhere.csv"}
     assert set(after) == set(before) | added
     assert {name: after[name] for name in before} == before
     frame = metrics.read_file(target / "elsewhere" / "herlev_after.csv.xz")

@@ -209,9 +209,8 @@ def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
     tables = metrics.read(source)
     for task, frame in tables.items():
         frame.to_csv(draft / f"{task}.csv.xz", index=False, compression=XZ)
-    recipes, histories = _told(
-        [place for task in tables for place in pages.run_folders(source, task)]
-    )
+    places = [place for task in tables for place in pages.run_folders(source, task)]
+    recipes, histories = _told(places)
     (draft / "recipes.jsonl").write_text(recipes)
     histories.to_csv(draft / "histories.csv", index=False)
     for page in html_pages:
@@ -246,8 +245,9 @@ def publish(name: str) -> Path:
     list(map(check_page, html_pages))
     kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else KEPT
 
-    def replaced(_folder: str, names: list[str]) -> list[str]:
-        return [file for file in names if re.fullmatch(MADE, file) and not re.match(kept, file)]
+    def replaced(folder: str, names: list[str]) -> list[str]:
+        here = names if Path(folder) == target else []
+        return [file for file in here if re.fullmatch(MADE, file) and not re.match(kept, file)]
 
     with _changed(target, replaced) as draft:
         _fill(draft, source, html_pages)
