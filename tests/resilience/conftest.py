@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import scipy.fftpack  # noqa: F401 (these two are imported late: somebody else may not read them)
+import sklearn.model_selection  # noqa: F401
 
 NOBODY = 65534
 
