@@ -6,10 +6,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.parquet  # noqa: F401 (these three are imported late: somebody else may not read them)
 import pytest
-import scipy.fftpack  # noqa: F401
-import sklearn.model_selection  # noqa: F401
 
 NOBODY = 65534
 
