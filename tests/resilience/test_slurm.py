@@ -208,6 +208,7 @@ def start(cluster: Cluster, reports: Path, *settings: str, target: str = "") -> 
     environment = cluster.environment | places | {"PYTHONPATH": os.pathsep.join(given)}
     with reports.with_suffix(".log").open("a") as log:
         streams = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+        streams["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # heed Ctrl-C
         process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, **streams)
     cluster.workflows.append(process)
     return process
