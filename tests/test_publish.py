@@ -8,6 +8,7 @@ import lzma
 import re
 import shutil
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
@@ -523,21 +524,30 @@ def test_the_published_overview_is_that_of_the_published_numbers(tmp_path):
 def test_published_attributions_are_of_test_images_once_a_method_and_have_converged():
     table = pd.read_csv(PUBLISHED / "attribution.csv.xz")
     cells = metrics.read_file(PUBLISHED / "herlev.csv.xz")
-    cells = cells.query("pipeline == 'combined' and protocol == 'grouped' and fold == 0").set_index(
-        "id"
-    )["part"]
+    explained = "pipeline == 'combined_whole' and protocol == 'grouped' and fold == 0"
+    cells = cells.query(explained).set_index("id")["part"]
     assert (table["id"].map(cells) == "test").all()
     assert not table.duplicated(["network", "method", "baseline", "id"]).any()
     gradients = table[table["method"] == "integrated_gradients"]
-    gradients = gradients[gradients["baseline"] != "average"]
-    off = gradients["scores"] - gradients["start_scores"]
-    assert len(gradients) and gradients["deltas"].abs().max() <= 0.1 and np.isfinite(off).all()
+    off = gradients["score"] - gradients["start_score"]
+    assert len(gradients) and gradients["delta"].abs().max() <= 0.1 and np.isfinite(off).all()
     regions = ("nucleus", "cytoplasm", "background", "unknown")
     for form in ("signed", "absolute", "positive"):
         usable = table[table[f"{form}_usable"].astype(bool)]
         total = usable[[f"{form}_at_{region}" for region in regions]].sum(axis=1)
         allowed = 1e-4 * (1 + usable[f"{form}_at_nucleus"].abs().max())
         np.testing.assert_allclose(total, 1, atol=allowed)
+
+
+@published
+def test_the_readme_shows_what_twelve_networks_say():
+    table = pd.read_csv(PUBLISHED / "attribution_networks.csv").query("fold == 'all'")
+    readme = (PUBLISHED / "README.md").read_text()
+    for form, name in product(["signed", "absolute"], ["rise", "beyond area", "trend, area held"]):
+        shown = table[[f"{form} {name}{end}" for end in ("", " low", " high")]].to_numpy()
+        texts = " | ".join("{:.2f} ({:.2f} to {:.2f})".format(*row) for row in shown)
+        assert f"| {form} {name} | {texts} |" in readme
+    assert len(table) == 6 and not table["delta above 0.1"].any()
 
 
 @published
