@@ -51,7 +51,8 @@ def visit(tmp_path_factory) -> tuple[Path, dict[str, float]]:
     """The clone with the page about one's own image, and the minutes of each step."""
     place = tmp_path_factory.mktemp("newcomer")
     clone, minutes = place / "cervix-notebooks", {}
-    alone = {key: value for key, value in os.environ.items() if not key.startswith("CERVIX_")}
+    foreign = ("CERVIX_", "PYTHONPATH")
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     lent = [] if FULL else ["-o", ".venv/.done"]  # the environment is there: nothing is installed
     make = ["make", *lent]
 
