@@ -548,6 +548,10 @@ def test_the_readme_shows_what_twelve_networks_say():
         texts = " | ".join("{:.2f} ({:.2f} to {:.2f})".format(*row) for row in shown)
         assert f"| {form} {name} | {texts} |" in readme
     assert len(table) == 6 and not table["delta above 0.1"].any()
+    given = table.drop_duplicates("initial weights").set_index("initial weights")
+    none, imagenet = (given.loc[kind] for kind in ("none", "ImageNet"))
+    graded = f"accuracy {none['accuracy']:.3f} and MSE {none['mse']:.2f}"
+    assert f"{graded} against {imagenet['accuracy']:.3f} and {imagenet['mse']:.2f}" in readme
 
 
 @published

@@ -77,7 +77,7 @@ def _refuse(table: pd.DataFrame, n_folds: int, grouped: bool) -> None:
 
 def _folds(table: pd.DataFrame, grouped: bool, n_folds: int, seed: int) -> list[pd.Index]:
     """Index labels of the test part of each cross-validation fold."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # 50 MB: if need be
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # here: see _pick
 
     _refuse(table, n_folds, grouped)
     splitter = StratifiedGroupKFold if grouped else StratifiedKFold
@@ -88,6 +88,7 @@ def _folds(table: pd.DataFrame, grouped: bool, n_folds: int, seed: int) -> list[
 
 def _pick(table: pd.DataFrame, fraction: float, seed: int) -> pd.Index:
     """Index labels of a stratified random part of round(fraction n) images, with every class."""
+    # here: scikit-learn takes 50 MB, and steps of the workflow that split nothing import this
     from sklearn.model_selection import train_test_split
 
     _refuse(table, 2, grouped=False)
