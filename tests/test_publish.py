@@ -124,8 +124,12 @@ def test_numbers_and_pages_are_copied_and_models_and_maps_stay(report, tmp_path)
     kept = {"README.md", "tries.csv", "larger.csv.xz"}
     assert set(content(target)) == NUMBERS | EXPLAINED | kept | {"05_comparison.html"}
     assert (target / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
-    frame = metrics.read_file(target / "herlev.csv.xz")
-    pd.testing.assert_frame_equal(frame, metrics.read(folder)["herlev"])
+    frames = metrics.read_file(target / "herlev.csv.xz"), metrics.read(folder)["herlev"]
+    pd.testing.assert_frame_equal(*(frame[frame["part"] != "train"] for frame in frames))
+    numbers = [frame[frame["part"] == "train"].filter(regex="^p_|^score$") for frame in frames]
+    np.testing.assert_allclose(*numbers, atol=0.01 + 1e-9)  # two digits, and of a row still 1
+    np.testing.assert_allclose(numbers[0], numbers[0].round(2), rtol=1e-12)
+    assert len(numbers[0]) == 9 and not np.allclose(*numbers, atol=1e-4)
     (line,) = (target / "recipes.jsonl").read_text().splitlines()
     recipe = json.loads(line)
     assert recipe["predictions"] == "herlev.csv.xz" and recipe["run"] == "paper-0-abc"

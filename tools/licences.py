@@ -5,9 +5,7 @@ from importlib import metadata
 
 from cervix_utils import paths
 
-HEAD = (
-    "# Licences\n\nOf the packages of `requirements.lock`, as each says of itself: `make licences`."
-)
+HEAD = "# Licences\n\nOf the packages of `requirements.lock`, as each says: `make licences`."
 HEAD += "\nNone is part of this repository.\n\n| package | version | licence |\n|---|---|---|\n"
 ELSEWHERE = "not asked: for other systems or versions of Python"
 
@@ -28,9 +26,8 @@ def licence(name: str, version: str) -> str:
 def main() -> None:
     """Write the table: one row a package, in the order of their names."""
     lock = (paths.ROOT / "requirements.lock").read_text()
-    rows = {
-        name: licence(name, said) for name, said in re.findall(r"(?m)^([\w.-]+)==([\w.+]+)", lock)
-    }
+    locked = re.findall(r"(?m)^([\w.-]+)==([\w.+]+)", lock)
+    rows = {name: licence(name, said) for name, said in locked}
     with paths.whole(paths.ROOT / "docs" / "licences.md") as draft:
         draft.write_text(HEAD + "".join(f"| {name} | {row} |\n" for name, row in rows.items()))
 

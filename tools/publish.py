@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 
 from cervix_utils import paths
@@ -43,7 +44,6 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ADDRESS = r"data:image/svg\+xml[^,]*;base64,([\w+/=]+)"
 ID, LINK = r' id="([\w.-]+)"', r'(?<=href="#)[\w.-]+|(?<=url\(#)[\w.-]+'
 IN_ADDRESS = str.maketrans({"%": "%25", "#": "%23", '"': "'", "&": "&amp;"})
-PLAIN_GROUP = r"<g>([^<>]*(?:<(?!/?g\b)[^<>]*>[^<>]*)*)</g>"  # one that says nothing of its content
 PLAIN = r'<span class="(?:n|p|o|w|nn|bp|fm|vm|nc|ne|kt)">(.*?)</span>'  # code that has no colour
 
 
@@ -93,9 +93,6 @@ def slim(svg: str) -> str:
     svg = re.sub(r"<\?xml.*?\?>|<!.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\d+\.\d\d+(?=[^<>]*>)", lambda number: f"{float(number[0]):.4g}", svg)
     svg = re.sub(r"\s+", " ", svg).replace("> <", "><").replace("<g/>", "")
-    svg = re.sub(r" transform=\"rotate\(-?0 [^)]*\)\"", "", svg)  # by nothing
-    while (less := re.sub(PLAIN_GROUP, r"\1", svg)) != svg:
-        svg = less
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r" ?([A-Za-z]) ?", r"\1", path[0]), svg)
     names = {name: f"i{k}" for k, name in enumerate(dict.fromkeys(re.findall(LINK, svg)))}
     svg = re.sub(ID, lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
@@ -121,6 +118,16 @@ def slim_page(page: str) -> str:
 
 
 # What is published
+
+
+def _pack(table: pd.DataFrame, file: Path) -> None:
+    """Write predictions; what networks say of images that they were trained on has two digits, as
+    no number follows from it."""
+    own = table["part"] == "train"
+    p, score = (table.loc[own].filter(regex=name) for name in ("^p_", "^score$"))
+    table.loc[own, p.columns] = np.diff(p.cumsum(axis=1).round(2), prepend=0).round(2)
+    table.loc[own, score.columns] = score.round(2)
+    table.to_csv(file, index=False, compression=XZ)
 
 
 def _told(folders: Sequence[Path], **changes: str) -> tuple[str, pd.DataFrame]:
@@ -170,7 +177,7 @@ def add(folder: Path, pipeline: str) -> None:
     numbers = metrics.results(added, settings["n_boot"], settings["seed"])
     recipes, histories = _told(places, pipeline=pipeline)
     with _changed(target) as draft:
-        both.to_csv(draft / file.name, index=False, compression=XZ)
+        _pack(both, draft / file.name)
         for name, table in (("results", numbers), ("histories", histories)):
             old = pd.read_csv(draft / f"{name}.csv", dtype=str, keep_default_na=False)
             table = pd.concat([old, table.round(6)])
@@ -208,7 +215,7 @@ def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
         shutil.copyfile(source / file, draft / file)
     tables = metrics.read(source)
     for task, frame in tables.items():
-        frame.to_csv(draft / f"{task}.csv.xz", index=False, compression=XZ)
+        _pack(frame, draft / f"{task}.csv.xz")
     places = [place for task in tables for place in pages.run_folders(source, task)]
     recipes, histories = _told(places)
     (draft / "recipes.jsonl").write_text(recipes)
