@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from cervix_utils.report import pages, words
@@ -455,6 +456,26 @@ ROWS = [
 ]
 COLUMNS = ["task", "pipeline", "protocol", "fold", "n_test", "metric"]
 COLUMNS += ["value", "low", "high", "paper"]
+APART = pd.DataFrame(
+    [
+        ("herlev", "grouped", "combined", "mse", 0.80, 0.70, -0.10, -0.20, 0.01),
+        ("herlev", "grouped", "combined_whole", "mse", 0.70, 0.60, -0.10, -0.15, -0.05),
+        ("herlev", "paper", "combined", "mse", 0.50, 0.40, -0.10, -0.15, -0.05),
+        ("herlev", "grouped", "combined", "accuracy", 0.5, 0.6, 0.10, 0.05, 0.15),
+        ("herlev", "grouped", "regression", "mse", 0.80, 0.99, 0.19, 0.10, 0.30),
+    ],
+    columns=[
+        "task",
+        "protocol",
+        "pipeline",
+        "metric",
+        "first",
+        "second",
+        "difference",
+        "low",
+        "high",
+    ],
+)
 STEMS = ["01_data", "03_cells_paper-0", "03_cells_grouped-1", "05_comparison"]
 TABLES = ["herlev-paper-0", "herlev-grouped-1", "colposcopy-paper-0"]
 
@@ -464,6 +485,7 @@ def report(tmp_path):
     """A report folder with what the notebooks leave, and pages and tables of an earlier call."""
     results = pd.DataFrame(ROWS, columns=COLUMNS).sort_values("task", kind="stable")
     results.to_csv(tmp_path / "results.csv", index=False)
+    APART.to_csv(tmp_path / "differences.csv", index=False)
     for stem in [*STEMS, "03_cells_grouped-2"]:
         cells = [code("f", output({"image/svg+xml": SVG.replace("9", "7")}))]
         if stem.startswith("03"):
@@ -518,6 +540,22 @@ def test_the_overview_shows_the_numbers(report):
     assert problems(html) == [] and "demonstration" not in html
     assert DISCLAIMER in Page(html).text("aside")
     assert "alice" not in html and "f" * 12 in html
+
+
+def test_the_overview_says_of_every_pair_whether_the_constraint_helps(report):
+    def said() -> list[str]:
+        html = pages.write_index(report, "paper", STEMS).read_text("utf-8")
+        rows = [" ".join(item.text.split()) for item in BeautifulSoup(html, "html.parser")("li")]
+        return [row for row in rows if "regression constraint" in row]
+
+    first, second = said()  # of the grouped split and the squared error alone
+    assert "makes no clear difference on slides never seen" in first
+    assert "0.700 with it (classification + regression), 0.800 without" in first
+    assert "constraint helps" in second and "-0.100 (-0.150 to -0.050) on the same" in second
+    APART.assign(low=0.1, high=0.2).to_csv(report / "differences.csv", index=False)
+    assert all("constraint harms" in row for row in said())
+    APART[:0].to_csv(report / "differences.csv", index=False)
+    assert said() == []
 
 
 def test_the_overview_groups_pages_and_takes_tagged_figures_only(report):

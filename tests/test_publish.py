@@ -82,6 +82,7 @@ def report(tmp_path, monkeypatch):
         (run / "model.safetensors").write_bytes(b"weights")
         pd.DataFrame({"epoch": [1, 2]}).to_csv(run / "history.csv", index=False)
         metrics.results(both, 20).to_csv(folder / "results.csv", index=False)
+        (folder / "differences.csv").write_text("metric,protocol,pipeline\n")
         (folder / "run.json").write_text(RUN)
         (folder / "attribution.csv").write_text("id,x\nNA,0.10\n")
         (folder / "attribution").mkdir()
@@ -107,6 +108,7 @@ def content(folder: Path) -> dict[str, bytes]:
 NUMBERS = {
     "index.html",
     "results.csv",
+    "differences.csv",
     "run.json",
     "recipes.jsonl",
     "histories.csv",
@@ -264,7 +266,7 @@ def test_reports_with_pictures_are_refused_and_nothing_is_written(report, tmp_pa
     assert not (tmp_path / "published").exists()
 
 
-@pytest.mark.parametrize("name", ["results.csv", "run.json", "05_comparison.ipynb"])
+@pytest.mark.parametrize("name", [*publish.RECORDS, "05_comparison.ipynb"])
 def test_what_is_missing_is_named(report, name):
     (report() / name).unlink()
     with pytest.raises(publish.PublishError, match=f"{name} is missing: make reports CONFIG=toy"):
@@ -556,6 +558,21 @@ def test_the_readme_shows_what_twelve_networks_say():
     none, imagenet = (given.loc[kind] for kind in ("none", "ImageNet"))
     graded = f"accuracy {none['accuracy']:.3f} and MSE {none['mse']:.2f}"
     assert f"{graded} against {imagenet['accuracy']:.3f} and {imagenet['mse']:.2f}" in readme
+
+
+@published
+def test_published_differences_are_those_of_the_published_means():
+    apart = pd.read_csv(PUBLISHED / "differences.csv")
+    means = pd.read_csv(PUBLISHED / "results.csv", dtype={"fold": str}).query("fold == 'mean'")
+    means = means.set_index([*metrics.KEYS, "metric"])["value"]
+    for column, pipeline in (("first", "other"), ("second", "pipeline")):
+        places = apart[["task", pipeline, "protocol", "metric"]].itertuples(index=False, name=None)
+        np.testing.assert_allclose(apart[column], means.loc[list(places)], atol=2e-6)
+    like = apart.query("pipeline == 'combined_whole'")  # trained alike, but for the constraint
+    assert set(like["other"]) == {"classification_whole"} and set(like["protocol"]) == {"grouped"}
+    row = like.set_index("metric").loc["mse"]
+    readme = (PUBLISHED / "README.md").read_text()
+    assert "{difference:+.3f} ({low:+.3f} to {high:+.3f})".format(**row) in readme
 
 
 @published

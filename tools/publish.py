@@ -33,7 +33,7 @@ from cervix_utils.training import runs
 FILES, BYTES = 40, 6_000_000  # what reports/published may hold at most
 PAGES = r"0[2-6]_(?!.*-[1-9]).*"  # of notebooks that can be without pictures; the first fold
 ELSEWHERE = "08_elsewhere.html"
-KEPT = r"04_.*|attribution.*"  # page and table of notebook 4
+RECORDS = "results.csv", "differences.csv", "run.json"
 MADE = r"(0[2-6]_.*|index)\.html|({})\.csv\..*"
 MADE = MADE.format("|".join(["attribution", *datasets.DATASETS]))
 # pipelines and metrics of README's table; the index has all
@@ -211,7 +211,7 @@ def add_elsewhere(source: Path) -> None:
 
 def _fill(draft: Path, source: Path, html_pages: Sequence[Path]) -> None:
     """Write all that is published of the report ``source`` into a folder."""
-    for file in ("results.csv", "run.json"):
+    for file in RECORDS:
         shutil.copyfile(source / file, draft / file)
     tables = metrics.read(source)
     for task, frame in tables.items():
@@ -245,12 +245,12 @@ def publish(name: str) -> Path:
     whole, was made with pictures, or is too large.
     """
     source, target = paths.reports_dir(name), paths.reports_dir("published")
-    for file in ("results.csv", "run.json", "05_comparison.ipynb"):
+    for file in (*RECORDS, "05_comparison.ipynb"):
         if not (source / file).is_file():
             raise PublishError(f"{source / file} is missing: make reports CONFIG={name} first")
     html_pages = [page for page in sorted(source.glob("*.html")) if re.fullmatch(PAGES, page.stem)]
     list(map(check_page, html_pages))
-    kept = r"(?!)" if any(page.name.startswith("04") for page in html_pages) else KEPT
+    kept = r"(?!)" if any("04_" in page.name for page in html_pages) else r"04_.*|attribution.*"
 
     def replaced(folder: str, names: list[str]) -> list[str]:
         here = names if Path(folder) == target else []

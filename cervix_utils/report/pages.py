@@ -48,10 +48,9 @@ PAGES = "[0-9][0-9]_*.html"
 PLACE = r"_((?:train_)?[a-z]+)-(\d+)$"  # protocol and fold, at the end of a page's name
 LONG = 12  # rows of a table that is shown unfolded
 INTERVAL = r"(<td[^>]*>-?[\d.]+ )(\(-?[\d.]+ to -?[\d.]+\))"  # a value and what it may be
-SHOWN = {  # metrics of the overview, where classes are grades and where they are not
-    True: ("accuracy", "binary_accuracy", "binary_f1", "mse", "auc_mean", "kappa_quadratic"),
-    False: ("accuracy", "f1_macro", "log_loss"),
-}
+# metrics of the overview, where classes are grades and where they are not
+SHOWN = {False: ("accuracy", "f1_macro", "log_loss")}
+SHOWN[True] = "accuracy", "binary_accuracy", "binary_f1", "mse", "auc_mean", "kappa_quadratic"
 
 
 # HTML that may come from data
@@ -352,8 +351,8 @@ def glance(results: pd.DataFrame, metric: str = "accuracy") -> str:
 
 
 def write_overview(folder: Path, name: str, report_dir: Path | None = None) -> Path:
-    """Write index.html from the results.csv, run.json and pages of ``folder``; of ``report_dir``,
-    which has the runs, also the model cards."""
+    """Write index.html from the results.csv, differences.csv, run.json and pages of ``folder``; of
+    ``report_dir``, which has the runs, also the model cards."""
     from cervix_utils.evaluation import comparison
 
     run = json.loads((folder / "run.json").read_text())
@@ -367,6 +366,7 @@ def write_overview(folder: Path, name: str, report_dir: Path | None = None) -> P
     table = comparison.summary(results)
     values["rows"] = table.set_index([*comparison.NUMBER, "protocol"]).to_dict("index")
     values["best"] = partial(comparison.best_baseline, table)
+    values["apart"] = pd.read_csv(folder / "differences.csv").to_dict("records")
     values["glance"] = SVG + base64.b64encode(glance(results).encode()).decode()
     values["entries"] = [_entry(page, run["seconds"]) for page in sorted(folder.glob(PAGES))]
     title = f"Cervical screening images: report “{name}”"
