@@ -186,7 +186,8 @@ def test_nbval_runs_all_in_order(lab):
 
 SPOILED = {  # a line of a notebook -> what is wrong with it now
     "shown = beside.assign(": 'beside["paper"] = "0.000 ("\nshown = beside.assign(',
-    "with paths.whole(report_dir": 'results["value"] *= 0\nwith paths.whole(report_dir',
+    'with paths.whole(report_dir / "results': 'results["value"] *= 0\n'
+    'with paths.whole(report_dir / "results',
     "kept = pd.DataFrame(kept).T": "kept = 0 * pd.DataFrame(kept).T",
     "place, checked = [": "results = {key: one.assign(value=0.0) for key, one in results.items()}\n"
     "place, checked = [",
