@@ -125,6 +125,7 @@ def _pack(table: pd.DataFrame, file: Path) -> None:
     no number follows from it."""
     own = table["part"] == "train"
     p, score = (table.loc[own].filter(regex=name) for name in ("^p_", "^score$"))
+    # rounded as sums over the first classes, so that a row still sums to 1
     table.loc[own, p.columns] = np.diff(p.cumsum(axis=1).round(2), prepend=0).round(2)
     table.loc[own, score.columns] = score.round(2)
     table.to_csv(file, index=False, compression=XZ)
