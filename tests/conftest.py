@@ -10,7 +10,7 @@ from PIL import Image
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no core waits for them at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_notebooks.py"))
+    items.sort(key=lambda item: item.path.name not in ("test_workflow.py", "test_changes.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)

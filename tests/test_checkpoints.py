@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from types import SimpleNamespace
 
 import pandas as pd
@@ -53,6 +54,12 @@ def trained(data_root, recipe, file=None, stop=None) -> SimpleNamespace:
     return SimpleNamespace(learn=learn, split=split)
 
 
+@cache
+def uninterrupted(data_root, recipe) -> SimpleNamespace:
+    """The training that others are compared with; several tests ask for the same one."""
+    return trained(data_root, recipe)
+
+
 def assert_same(one, other):
     states = [side.learn.model.state_dict() for side in (one, other)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -74,7 +81,7 @@ def test_an_interrupted_training_ends_like_one_without_interruption(
 ):
     file = tmp_path / "state.safetensors"
     recipe = toys.recipe_of(pipeline, epochs=EPOCHS, **changes)
-    whole = trained(tiny_demo, recipe)
+    whole = uninterrupted(tiny_demo, recipe)
     trained(tiny_demo, recipe, file, stop)
     again = trained(tiny_demo, recipe, file)
     assert f"goes on after epoch {stop}" in capsys.readouterr().out
@@ -98,7 +105,7 @@ def test_two_interruptions_are_no_worse_than_one(tiny_demo, tmp_path):
     recipe, file = toys.recipe_of(epochs=EPOCHS), tmp_path / "state.safetensors"
     trained(tiny_demo, recipe, file, 1)
     trained(tiny_demo, recipe, file, 2)
-    assert_same(trained(tiny_demo, recipe), trained(tiny_demo, recipe, file))
+    assert_same(uninterrupted(tiny_demo, recipe), trained(tiny_demo, recipe, file))
 
 
 def test_the_same_learner_goes_on_after_ctrl_c_in_a_notebook(tiny_demo, tmp_path):
@@ -106,7 +113,7 @@ def test_the_same_learner_goes_on_after_ctrl_c_in_a_notebook(tiny_demo, tmp_path
     stopped = trained(tiny_demo, recipe, file, 2)
     fitting.fit(stopped.learn, recipe, file)
     assert stopped.learn.fitted_as == recipe
-    assert_same(trained(tiny_demo, recipe), stopped)
+    assert_same(uninterrupted(tiny_demo, recipe), stopped)
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])
@@ -117,7 +124,7 @@ def test_a_damaged_state_is_named_and_the_training_begins_anew(tiny_demo, tmp_pa
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b""}.get(damage, content))
     if damage == "foreign":
         save_file({"weight": torch.zeros(2)}, file)
-    assert_same(trained(tiny_demo, recipe), trained(tiny_demo, recipe, file))
+    assert_same(uninterrupted(tiny_demo, recipe), trained(tiny_demo, recipe, file))
     assert "state.safetensors is damaged" in capsys.readouterr().out
 
 
@@ -127,7 +134,7 @@ def test_a_full_disk_costs_no_training(tiny_demo, tmp_path, monkeypatch, capsys)
 
     recipe, file = toys.recipe_of(epochs=2), tmp_path / "state.safetensors"
     monkeypatch.setattr(checkpoints, "save_file", full)
-    assert_same(trained(tiny_demo, recipe), trained(tiny_demo, recipe, file))
+    assert_same(uninterrupted(tiny_demo, recipe), trained(tiny_demo, recipe, file))
     assert "could not be kept" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 

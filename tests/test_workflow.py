@@ -1,5 +1,5 @@
 """The whole way, as a newcomer goes it: Snakemake on the demo, interrupted, changed, and given bad
-input."""
+input; then the notebooks one by one, by nbval."""
 
 import json
 import os
@@ -10,15 +10,15 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pandas as pd
-import papermill
 import pytest
-import torch
+from snake import SNAKEMAKE, succeeds
+from test_notebooks import NOTEBOOKS, code_cells
 
 from cervix_utils import paths
 from cervix_utils.training import runs
 
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--rerun-incomplete"]
 PAGES = [
     "01_data_exploration",
     *(f"02_colposcopy_resnet50_{protocol}-0" for protocol in ("grouped", "paper")),
@@ -28,53 +28,6 @@ PAGES = [
     "06_calibration",
     "08_elsewhere",
 ]
-# One small network a task: the way is the same, in half a minute.
-SMALL = [
-    "herlev_pipelines=[combined]",
-    "herlev_protocols=[paper]",
-    "herlev_architecture=resnet18",
-    "colposcopy_pipelines=[modern]",
-    "colposcopy_protocols=[paper]",
-    "colposcopy_epochs=1",
-    "attribution_images=0",
-    "elsewhere_task=none",
-    "n_boot=50",
-]
-
-
-def call(reports, *settings, cores=2, root=paths.ROOT, options=()):
-    """(exit status, log) of the workflow on the demo."""
-    environment = os.environ | {"CERVIX_REPORTS": str(reports), "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [
-            *SNAKEMAKE,
-            "--cores",
-            str(cores),
-            "--nolock",
-            *options,
-            "--config",
-            "name=demo",
-            *settings,
-        ],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def succeeds(reports, *settings, **options):
-    code, log = call(reports, *settings, **options)
-    assert code == 0, log[-4000:]
-    return log
-
-
-def networks(reports):
-    """Content of every predictions.csv of a trained network, by the place of its folder."""
-    files = (reports / "demo/runs").glob("*/*/*/predictions.csv")
-    return {str(file.parent.relative_to(reports)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -164,147 +117,94 @@ def test_a_second_call_does_nothing(demo):
     assert time.monotonic() - start < 30
 
 
-def tables(reports):
-    """Targets: the tables of predictions of a small report, without other notebooks and pages."""
-    folder = reports / "demo/predictions"
-    return [str(folder / f"{task}-paper-0.csv") for task in ("herlev", "colposcopy")]
+def nbval(reports, *notebooks):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-cell-timeout=1500",
+        "-p",
+        "no:xdist",
+    ]
+    return subprocess.run(
+        [*command, *map(str, notebooks)],
+        cwd=paths.ROOT,
+        env=os.environ | {"CERVIX_REPORTS": str(reports)},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A small report made with two jobs at a time: (reports, networks)."""
-    reports = tmp_path_factory.mktemp("small")
-    succeeds(reports, *SMALL, "herlev_epochs=2")
-    return reports, networks(reports)
+def lab(demo, tmp_path_factory):
+    """(reports, what nbval said) of all notebooks in order, as in JupyterLab; what the demo has
+    trained is found again, all else is computed."""
+    reports = tmp_path_factory.mktemp("lab")
+    shutil.copytree(demo[0] / "runs", reports / "lab" / "runs")
+    return reports, nbval(reports, *NOTEBOOKS)
 
 
 @pytest.mark.slow
-def test_one_job_at_a_time_or_two_give_the_same_numbers(small, tmp_path):
-    succeeds(tmp_path, *SMALL, "herlev_epochs=2", cores=1, options=tables(tmp_path))
-    assert len(small[1]) == 2 and networks(tmp_path) == small[1]
+def test_nbval_runs_all_in_order(lab):
+    reports, done = lab
+    assert done.returncode == 0, done.stdout[-4000:]
+    cells = sum(len(code_cells(nbformat.read(path, as_version=4))) for path in NOTEBOOKS)
+    assert f"{cells} passed" in done.stdout
+    assert (reports / "lab/results.csv").exists()
 
 
-@pytest.mark.slow
-def test_what_changed_is_made_again_and_nothing_else(small, tmp_path):
-    root, reports = tmp_path / "checkout", small[0]
-    ignored = shutil.ignore_patterns("__pycache__")
-    for folder in ("cervix_utils", "workflow", "notebooks", "config"):
-        shutil.copytree(paths.ROOT / folder, root / folder, ignore=ignored)
-
-    def planned(file):
-        """Rules that a change of one file makes run again."""
-        path = root / "cervix_utils" / file
-        text, before = path.read_text(), path.stat()
-        path.write_text(text + "\n")
-        log = succeeds(reports, *SMALL, "herlev_epochs=2", root=root, options=["-n"])
-        path.write_text(text)
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        return set(re.findall(r"^rule ([\w-]+):", log, re.MULTILINE))
-
-    assert planned("explanation/regions.py") == set()  # no notebook 4 in this report
-    assert planned("report/templates/report/style.css") == {"html", "index", "all"}
-    trained = {"02_colposcopy_resnet50_paper-0", "03_herlev_resnet101_paper-0"}
-    shown = trained | {"compare", "calibrate", "html", "index", "all"}
-    assert planned("evaluation/published.csv") == shown
-
-
-@pytest.mark.slow
-def test_a_changed_key_and_back_trains_once_each_and_overwrites_nothing(small):
-    reports, before = small
-    results = [str(reports / "demo/results.csv")]
-    log = succeeds(reports, *SMALL, "herlev_epochs=1", options=results)
-    assert "combined paper-0  epoch 1/1" in log and "modern paper-0  epoch" not in log
-    after = networks(reports)
-    assert after.items() > before.items() and len(after) == 3
-    changed = (reports / "demo/results.csv").read_bytes()
-    log = succeeds(reports, *SMALL, "herlev_epochs=2", options=results)
-    assert "epoch 2/2" not in log and "read from the finished run" in log
-    assert networks(reports) == after and (reports / "demo/results.csv").read_bytes() != changed
-
-
-@pytest.mark.slow
-def test_a_report_uses_and_shows_what_its_configuration_asks_for_alone(small):
-    reports, _ = small
-    succeeds(
-        reports,
-        *SMALL,
-        "herlev_epochs=1",
-        "herlev_protocols=[grouped]",
-        "herlev_folds=[1]",
-        "seed=3",
-    )
-    results = pd.read_csv(reports / "demo/results.csv", dtype={"fold": str}).query(
-        "task == 'herlev'"
-    )
-    assert set(results["protocol"]) == {"grouped"} and set(results["fold"]) == {"1"}
-    pages = sorted(path.stem for path in (reports / "demo").glob("03_*"))
-    assert pages == ["03_herlev_resnet101_grouped-1"] * 2
-    index = (reports / "demo/index.html").read_text()
-    assert "grouped-1.html" in index and "03_herlev_resnet101_paper-0" not in index
-
-
-@pytest.mark.slow
-def test_a_third_data_set_of_unordered_classes_runs_through_notebooks_1_2_and_5(
-    tmp_path, monkeypatch
-):
-    import toy_dataset
-
-    toy_dataset.draw(tmp_path / "data" / "toy")
-    monkeypatch.setenv("CERVIX_PLUGINS", "toy_dataset")
-    monkeypatch.setenv("PYTHONPATH", f"{paths.ROOT}:{paths.ROOT / 'tests'}")
-    monkeypatch.setenv("CERVIX_REPORTS", str(tmp_path))
-    data = {"data_root": str(tmp_path / "data"), "report_name": "toy"}
-    network = {"colposcopy_task": "toy", "colposcopy_pipelines": ["modern"], "colposcopy_epochs": 1}
-    network |= {"n_boot": 50, "protocol": "grouped"}
-    jobs = {
-        "01_data_exploration": data | {"tasks": ["toy"], "valid_fraction": 0},
-        "02_colposcopy_resnet50": data | network,
-        "05_comparison": {"report_name": "toy", "n_boot": 50},
-    }
-    for name, values in jobs.items():
-        notebook = paths.NOTEBOOKS / f"{name}.ipynb"
-        papermill.execute_notebook(notebook, tmp_path / f"{name}.ipynb", values, progress_bar=False)
-    results = pd.read_csv(tmp_path / "toy/results.csv")
-    assert set(results["task"]) == {"toy"} and "modern" in set(results["pipeline"])
-
-
-@pytest.mark.slow
-def test_a_failing_notebook_names_its_cell_and_leaves_no_report(tmp_path):
-    broken = tmp_path / "weights.pth"
-    torch.save({"conv1.weight": torch.zeros(3)}, broken)  # of no ResNet
-    settings = [*SMALL, "colposcopy_architecture=resnet50", f"weights_resnet50={broken}"]
-    code, log = call(tmp_path, *settings, options=tables(tmp_path)[1:])
-    assert code != 0
-    assert re.search(r"02_colposcopy_resnet50_paper-0 FAILED in cell \d+ \(In \[\d+\]\)", log)
-    assert "WeightsError" in log and "conv1.weight" in log
-    assert (
-        not list((tmp_path / "demo").glob("02_*")) and not (tmp_path / "demo/index.html").exists()
-    )
-
-
-BAD = {
-    "herlev_epoch=3": "unknown key 'herlev_epoch': did you mean 'herlev_epochs'?",
-    "herlev_epochs=many": "key 'herlev_epochs': 'many' will not do, it must be integer",
-    "name=dmo": "no configuration 'dmo'",
-    "name=../config/demo": "no configuration '../config/demo'",
-    "data_root=/nowhere/at/all": "data root /nowhere/at/all cannot be read",
-    "weights_resnet50=/nowhere.pth": "weights_resnet50: there is no file /nowhere.pth",
-    "weights_resnet50=/etc/passwd": "/etc/passwd holds no plain state dict",
-    "herlev_folds=[7]": "herlev_folds: [7] do not exist",
-    "n_boot=1000000000": "key 'n_boot': 1000000000 will not do",
+SPOILED = {  # a line of a notebook -> what is wrong with it now
+    "shown = beside.assign(": 'beside["paper"] = "0.000 ("\nshown = beside.assign(',
+    'with paths.whole(report_dir / "results': 'results["value"] *= 0\n'
+    'with paths.whole(report_dir / "results',
+    "kept = pd.DataFrame(kept).T": "kept = 0 * pd.DataFrame(kept).T",
+    "place, checked = [": "results = {key: one.assign(value=0.0) for key, one in results.items()}\n"
+    "place, checked = [",
 }
 
 
-@pytest.mark.parametrize("setting", BAD)
-def test_bad_settings_stop_before_anything_runs(tmp_path, setting):
-    name = [] if "name=" in setting else ["name=demo"]
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "before"),
+    zip(["05_comparison", "05_comparison", "06_calibration", "08_elsewhere"], SPOILED),
+)
+def test_a_table_that_is_wrong_stops_the_notebook(lab, tmp_path, name, before):
+    book = nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    (cell,) = [cell for cell in code_cells(book) if before in cell.source]
+    cell.source = cell.source.replace(before, SPOILED[before])
+    while "assert" not in book.cells[-1].source:  # what follows the last check costs time alone
+        del book.cells[-1]
+    nbformat.write(book, tmp_path / f"{name}.ipynb")
+    done = nbval(lab[0], tmp_path / f"{name}.ipynb")
+    assert done.returncode == 1 and "AssertionError" in done.stdout
+
+
+BAD = [  # settings of one call, and what each is answered with
+    {
+        "herlev_epoch=3": "unknown key 'herlev_epoch': did you mean 'herlev_epochs'?",
+        "herlev_epochs=many": "key 'herlev_epochs': 'many' will not do, it must be integer",
+        "data_root=/nowhere/at/all": "data root /nowhere/at/all cannot be read",
+        "weights_resnet50=/nowhere.pth": "weights_resnet50: there is no file /nowhere.pth",
+        "herlev_folds=[7]": "herlev_folds: [7] do not exist",
+        "n_boot=1000000000": "key 'n_boot': 1000000000 will not do",
+    },
+    {"weights_resnet50=/etc/passwd": "/etc/passwd holds no plain state dict"},
+    {"name=dmo": "no configuration 'dmo'"},
+    {"name=../config/demo": "no configuration '../config/demo'"},
+]
+
+
+@pytest.mark.parametrize("asked", BAD, ids=lambda asked: next(iter(asked)))
+def test_bad_settings_stop_before_anything_runs(tmp_path, asked):
+    name = [] if "name=" in next(iter(asked)) else ["name=demo"]
     done = subprocess.run(
-        [*SNAKEMAKE, "--cores", "2", "--nolock", "--config", *name, setting],
+        [*SNAKEMAKE, "--cores", "2", "--nolock", "--config", *name, *asked],
         cwd=paths.ROOT,
         env=os.environ | {"CERVIX_REPORTS": str(tmp_path), "PYTHONPATH": str(paths.ROOT)},
         capture_output=True,
         text=True,
     )
     log = done.stdout + done.stderr
-    assert done.returncode != 0 and BAD[setting] in log, log
+    assert done.returncode != 0 and [words for words in asked.values() if words not in log] == []
     assert "starts" not in log and not list(tmp_path.iterdir()) and "Traceback" not in log
