@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 import torch
 import toys
+from fastai.callback.mixup import MixUp
+from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import Adam
 from matplotlib import pyplot as plt
 from PIL import Image
 from torch import nn
@@ -183,6 +186,31 @@ def test_a_learner_touched_by_hand_is_not_taken_for_the_recipes(tiny_demo, touch
             touch(learn)
     by_freezing_after = touch is touch_by_freezing and not before  # weights are the recipe's still
     assert (learn.fitted_as is None) != by_freezing_after
+
+
+OTHERWISE = {
+    "callback": lambda learn: learn.add_cb(MixUp()),
+    "loss": lambda learn: setattr(learn, "loss_func", CrossEntropyLossFlat()),
+    "optimiser": lambda learn: setattr(learn, "opt_func", Adam),
+    "precision": lambda learn: learn.to_bf16(),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_a_learner_with_another_callback_loss_or_optimiser_is_not_the_recipes(tiny_demo, what):
+    recipe = toys.recipe_of("sgd")
+    learn = learners.build(toys.split_of(tiny_demo, recipe), recipe, "cpu")
+    OTHERWISE[what](learn)
+    fitting.fit(learn, recipe)
+    assert learn.fitted_as is None and learn.seconds > 0
+
+
+def test_bars_that_come_and_go_leave_a_learner_the_recipes(tiny_demo):
+    recipe = toys.recipe_of("sgd")
+    learn = learners.build(toys.split_of(tiny_demo, recipe), recipe, "cpu")
+    with learn.no_bar():
+        fitting.fit(learn, recipe)
+    assert learn.fitted_as == recipe
 
 
 def test_a_second_fit_goes_on_from_the_first_and_is_not_the_recipes(tiny_demo):

@@ -96,6 +96,5 @@ def _part(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
     """``value`` where and in the layout in memory that the optimiser has for ``parameter``."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter).copy_(value)
+    alike = value.shape == parameter.shape
+    return torch.empty_like(parameter).copy_(value) if alike else value.to(parameter.device)

@@ -61,11 +61,13 @@ def fit(learn: StudyLearner, recipe: Recipe, checkpoint: Path | None = None) -> 
 
     Deterministic on a CPU, however many trainings run side by side and whatever was shown before.
     ``checkpoint``: the file of a training that was killed, to go on from, and for this one.
-    Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before) and
-    ``learn.seconds``. FloatingPointError where the loss diverges.
+    Leaves ``learn.fitted_as`` (None where the Learner was fitted or frozen before, or has another
+    loss, optimiser, batches or callback) and ``learn.seconds``. FloatingPointError where the loss
+    diverges.
     """
     gc.collect()  # a Learner holds itself: the one before keeps its memory until then
     untouched = learn.opt is None  # fastai makes the optimiser when a Learner is first fitted
+    as_built = learn.ingredients() == learn.built_with
     kept = [Checkpoint(checkpoint)] if checkpoint else []
     start, rates = time.perf_counter(), slice(recipe.lr, recipe.lr * recipe.head_factor)
     with ExitStack() as stack:
@@ -82,7 +84,8 @@ def fit(learn: StudyLearner, recipe: Recipe, checkpoint: Path | None = None) -> 
             learn.fit(recipe.epochs, lr=rates, cbs=kept)
     if not np.isfinite(learn.recorder.losses).all():
         raise FloatingPointError(f"{recipe.name}: the loss became infinite or NaN: lower the rate")
-    learn.fitted_as = recipe if untouched or any(one.resumed for one in kept) else None
+    the_recipes = as_built and (untouched or any(one.resumed for one in kept))
+    learn.fitted_as = recipe if the_recipes else None
     learn.seconds = time.perf_counter() - start
 
 
@@ -117,9 +120,7 @@ def probabilities(
     model, batches = networks.fold_batch_norms(model), []
     device = next(model.parameters()).device
     precision = learners.pick_precision(recipe.precision, device.type)
-    mean, std = (
-        torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (recipe.mean, recipe.std)
-    )
+    mean, std = torch.tensor([recipe.mean, recipe.std], device=device).view(2, 1, 3, 1, 1)
     with on_threads(recipe.threads):
         for some in np.split(rows, range(64, len(rows), 64)):
             batch = (torch.from_numpy(pictures[some]).to(device) / 255 - mean) / std

@@ -59,10 +59,16 @@ class StudyLearner(Learner):
     not.
 
     The context is left whatever happens: an interrupt leaves nothing switched on. ``fitted_as`` is
-    the recipe that trained it, None after a fit by hand.
+    the recipe that trained it, None after a fit by hand or with other ``ingredients``.
     """
 
-    precision, fitted_as, first_epoch = "float32", None, 0
+    precision, fitted_as, first_epoch, built_with = "float32", None, 0, None
+
+    def ingredients(self) -> tuple:
+        """Network, loss, optimiser, batches and kinds of callbacks: what a recipe gave, until a
+        hand changes it. Bars and several processes do not count."""
+        kinds = {type(cb).__name__ for cb in self.cbs} - {"ProgressCallback", "DistributedTrainer"}
+        return self.model, self.loss_func, self.opt_func, self.dls, self.moms, kinds
 
     def computing(self, **options):
         """The context of a step; ``options`` of torch.autocast."""
@@ -193,4 +199,5 @@ def build(split: pd.DataFrame, recipe: Recipe, device: str = "auto") -> StudyLea
     learn.precision = pick_precision(recipe.precision, place)
     if place == "cuda":
         learn.add_cbs([gpu.PicturesOnGpu(), gpu.GraphedStep()])
+    learn.built_with = learn.ingredients()
     return learn

@@ -168,10 +168,8 @@ def read(folder: Path) -> Run:
         raise RunError(f"run folder {folder} is damaged ({error}): {remedy}") from None
     counts = predictions["part"].value_counts().to_dict()
     if counts != recipe["parts"] or predictions["id"].duplicated().any():
-        raise RunError(
-            f"run folder {folder} is damaged (predictions.csv has {counts} images, "
-            f"recipe.json {recipe['parts']}): {remedy}"
-        )
+        told = f"predictions.csv has {counts} images, recipe.json {recipe['parts']}"
+        raise RunError(f"run folder {folder} is damaged ({told}): {remedy}")
     return Run(folder, recipe, history, predictions)
 
 
