@@ -571,7 +571,7 @@ def test_published_differences_are_those_of_the_published_means():
         np.testing.assert_allclose(apart[column], means.loc[list(places)], atol=2e-6)
     readme = (PUBLISHED / "README.md").read_text()
     for pipeline in ("combined_whole", "regression_whole"):  # trained alike, but for the loss
-        like = apart.query("pipeline == @pipeline")
+        like = apart[apart["pipeline"] == pipeline]
         assert set(like["other"]) == {"classification_whole"}
         assert set(like["protocol"]) == {"grouped"}
         row = like.set_index("metric").loc["mse"]
