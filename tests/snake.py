@@ -7,6 +7,18 @@ import sys
 from cervix_utils import paths
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--rerun-incomplete"]
+# One small network a task: the way is the same, in half a minute.
+SMALL = [
+    "herlev_pipelines=[combined]",
+    "herlev_protocols=[paper]",
+    "herlev_architecture=resnet18",
+    "colposcopy_pipelines=[modern]",
+    "colposcopy_protocols=[paper]",
+    "colposcopy_epochs=1",
+    "attribution_images=0",
+    "elsewhere_task=none",
+    "n_boot=50",
+]
 
 
 def call(reports, *settings, cores=2, root=paths.ROOT, options=()):

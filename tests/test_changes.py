@@ -9,22 +9,9 @@ import pandas as pd
 import papermill
 import pytest
 import torch
-from snake import call, networks, succeeds
+from snake import SMALL, call, networks, succeeds
 
 from cervix_utils import paths
-
-# One small network a task: the way is the same, in half a minute.
-SMALL = [
-    "herlev_pipelines=[combined]",
-    "herlev_protocols=[paper]",
-    "herlev_architecture=resnet18",
-    "colposcopy_pipelines=[modern]",
-    "colposcopy_protocols=[paper]",
-    "colposcopy_epochs=1",
-    "attribution_images=0",
-    "elsewhere_task=none",
-    "n_boot=50",
-]
 
 
 def tables(reports):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
+from snake import SMALL
 from test_browser import BROWSER, ask
-from test_workflow import SMALL
 
 from cervix_utils import paths
 from cervix_utils.data import datasets

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 import pytest
-import test_workflow
+import snake
 import torch
 
 from cervix_utils import paths
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "srun")
 NODES = ("n1", "n2")
-SMALL = [*test_workflow.SMALL, "herlev_epochs=2"]
+SMALL = [*snake.SMALL, "herlev_epochs=2"]
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
